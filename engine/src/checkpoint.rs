@@ -1,0 +1,188 @@
+//! What a long task saves mid-way, bound to the node's key.
+//!
+//! A checkpoint is a folder `step-N` with a `manifest.json` of its files' digests. It is written
+//! beside its final place, made durable, then renamed, so that a crash leaves either the whole
+//! checkpoint or none. [`CheckpointStore::latest`] verifies before it returns.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::digest::Digest;
+
+const MANIFEST: &str = "manifest.json";
+const PARTIAL: &str = "partial";
+
+/// A verified checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Checkpoint {
+    /// The step it was saved at.
+    pub step: u64,
+    /// The folder with the files that the task wrote.
+    pub dir: PathBuf,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Manifest {
+    version: u32,
+    files: Vec<ManifestFile>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ManifestFile {
+    path: String,
+    digest: Digest,
+    size_bytes: u64,
+}
+
+/// The checkpoints of one node key.
+#[derive(Clone, Debug)]
+pub struct CheckpointStore {
+    dir: PathBuf,
+}
+
+impl CheckpointStore {
+    /// Checkpoints in `dir`, which need not exist yet.
+    pub fn new(dir: PathBuf) -> Self {
+        Self { dir }
+    }
+
+    /// The newest checkpoint whose files match its manifest.
+    ///
+    /// # Errors
+    /// When the folder cannot be listed.
+    pub fn latest(&self) -> io::Result<Option<Checkpoint>> {
+        let mut steps = self.steps()?;
+        while let Some(step) = steps.pop() {
+            let dir = self.step_dir(step);
+            if verify(&dir).is_ok() {
+                return Ok(Some(Checkpoint { step, dir }));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Saves a checkpoint and removes older ones; see [`crate::task::Context::save_checkpoint`].
+    ///
+    /// # Errors
+    /// When writing fails; the previous checkpoint then still stands.
+    pub fn save(&self, step: u64, write: impl FnOnce(&Path) -> io::Result<()>) -> io::Result<()> {
+        let partial = self.dir.join(PARTIAL);
+        remove_dir(&partial)?;
+        fs::create_dir_all(&partial)?;
+        write(&partial)?;
+        seal(&partial)?;
+        let target = self.step_dir(step);
+        remove_dir(&target)?;
+        fs::rename(&partial, &target)?;
+        File::open(&self.dir)?.sync_all()?;
+        for older in self.steps()?.into_iter().filter(|&older| older != step) {
+            remove_dir(&self.step_dir(older))?;
+        }
+        Ok(())
+    }
+
+    /// Removes every checkpoint, once the node's result is published.
+    ///
+    /// # Errors
+    /// When the folder exists and cannot be removed.
+    pub fn clear(&self) -> io::Result<()> {
+        remove_dir(&self.dir)
+    }
+
+    fn step_dir(&self, step: u64) -> PathBuf {
+        self.dir.join(format!("step-{step:012}"))
+    }
+
+    fn steps(&self) -> io::Result<Vec<u64>> {
+        let entries = match fs::read_dir(&self.dir) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(error),
+        };
+        let mut steps = Vec::new();
+        for entry in entries {
+            let name = entry?.file_name();
+            let step: Option<u64> =
+                name.to_str().and_then(|name| name.strip_prefix("step-")?.parse().ok());
+            steps.extend(step);
+        }
+        steps.sort_unstable();
+        Ok(steps)
+    }
+}
+
+fn remove_dir(dir: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Writes the manifest and makes every file and the folder durable.
+fn seal(dir: &Path) -> io::Result<()> {
+    let mut files = Vec::new();
+    for entry in walkdir::WalkDir::new(dir).sort_by_file_name() {
+        let entry = entry.map_err(io::Error::other)?;
+        if !entry.file_type().is_file() {
+            continue;
+        }
+        let (digest, size_bytes) = Digest::of_file(entry.path())?;
+        File::open(entry.path())?.sync_all()?;
+        let path = entry.path().strip_prefix(dir).map_err(io::Error::other)?;
+        let path = path.to_str().ok_or_else(|| io::Error::other("file name is not UTF-8"))?;
+        files.push(ManifestFile { path: path.to_owned(), digest, size_bytes });
+    }
+    let manifest = serde_json::to_vec(&Manifest { version: 1, files })?;
+    fs::write(dir.join(MANIFEST), manifest)?;
+    File::open(dir.join(MANIFEST))?.sync_all()?;
+    File::open(dir)?.sync_all()
+}
+
+fn verify(dir: &Path) -> io::Result<()> {
+    let manifest: Manifest = serde_json::from_slice(&fs::read(dir.join(MANIFEST))?)?;
+    for file in manifest.files {
+        if Digest::of_file(&dir.join(&file.path))? != (file.digest, file.size_bytes) {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "checkpoint is damaged"));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn newest_valid_checkpoint_wins() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = CheckpointStore::new(dir.path().join("key"));
+        assert_eq!(store.latest().unwrap(), None);
+        store.save(1, |dir| fs::write(dir.join("state"), b"one")).unwrap();
+        store.save(20, |dir| fs::write(dir.join("state"), b"twenty")).unwrap();
+        let latest = store.latest().unwrap().unwrap();
+        assert_eq!(
+            (latest.step, fs::read(latest.dir.join("state")).unwrap()),
+            (20, b"twenty".to_vec())
+        );
+        fs::write(latest.dir.join("state"), b"twentx").unwrap();
+        assert_eq!(store.latest().unwrap(), None);
+    }
+
+    #[test]
+    fn failed_save_keeps_the_previous_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = CheckpointStore::new(dir.path().to_owned());
+        store.save(1, |dir| fs::write(dir.join("state"), b"one")).unwrap();
+        let failed = store.save(2, |dir| {
+            fs::write(dir.join("state"), b"tw")?;
+            Err(io::Error::from(io::ErrorKind::StorageFull))
+        });
+        assert!(failed.is_err());
+        assert_eq!(store.latest().unwrap().unwrap().step, 1);
+    }
+}

@@ -1,0 +1,149 @@
+//! The contract between a task and the engine.
+//!
+//! A task is a plain function from params and input artifacts to output artifacts. It declares
+//! everything that may change its bytes (kind, revision, params, inputs, external files); the engine
+//! builds the node's key from exactly that. What a task may see of the world comes through
+//! [`Context`].
+
+mod context;
+mod failure;
+mod registry;
+pub mod testbed;
+
+use schemars::JsonSchema;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+pub use context::{
+    CancelToken, Checkpoint, Context, ContextParts, ExternalFile, Input, Inputs, LogLevel, Outputs,
+    Report, Sink,
+};
+pub use failure::{Failure, FailureKind};
+pub use registry::{AnyTask, Registry};
+
+/// The code that a node runs.
+pub trait Task: Send + Sync + 'static {
+    /// The name in `task:` of a pipeline; equals the module's name.
+    const KIND: &'static str;
+    /// Bumped whenever the same key components may give different bytes.
+    const REVISION: u32;
+    /// One line for `sbp tasks`.
+    const SUMMARY: &'static str;
+    /// How far equal keys promise equal bytes.
+    const DETERMINISM: Determinism;
+    /// The artifacts it reads.
+    const INPUTS: &'static [Port];
+    /// The artifacts it writes, each a folder.
+    const OUTPUTS: &'static [Port];
+    /// Top-level params that cannot change the result and so stay out of the key: paths of external
+    /// files (their content enters instead) and speed knobs.
+    const UNKEYED: &'static [&'static str] = &[];
+
+    /// Typed params. Doc comments of the fields are what `sbp tasks show KIND` prints. Defaults are
+    /// serde defaults; unknown fields must be denied.
+    type Params: Serialize + DeserializeOwned + JsonSchema;
+
+    /// Checks what the types cannot say, at plan time.
+    ///
+    /// # Errors
+    /// The first param whose value is wrong, with the limit it breaks.
+    fn check(params: &Self::Params) -> Result<(), ParamError> {
+        let _ = params;
+        Ok(())
+    }
+
+    /// Glob patterns of the files outside the store that the task reads. Their relative paths and
+    /// contents become part of the key; the resolved list reaches [`Context::external`].
+    fn external(params: &Self::Params) -> Vec<String> {
+        let _ = params;
+        Vec::new()
+    }
+
+    /// Does the work: reads `inputs`, writes every declared output under [`Context::out`].
+    ///
+    /// # Errors
+    /// [`Failure::transient`] when a retry can help, [`Failure::permanent`] otherwise,
+    /// [`Failure::parked`] to wait for an operator.
+    fn run(ctx: &mut Context, params: &Self::Params, inputs: &Inputs) -> Result<Outputs, Failure>;
+}
+
+/// How far equal keys promise equal bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Determinism {
+    /// The same bytes on every machine.
+    Bitwise,
+    /// The same bytes on one device kind and instruction set, for any thread count.
+    BitwisePerDevice,
+    /// The bytes carry measured times or other facts of one execution.
+    Measured,
+}
+
+/// A named input or output of a task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Port {
+    /// The name in `in:` and in `node.port`.
+    pub name: &'static str,
+    /// The type of artifact, such as `corpus` or `model`; producer and consumer must agree. `any`
+    /// accepts every type.
+    pub kind: &'static str,
+    /// How many artifacts it takes. Outputs are always [`Arity::One`].
+    pub arity: Arity,
+    /// One line of help.
+    pub doc: &'static str,
+}
+
+/// How many artifacts an input port takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Arity {
+    /// Exactly one.
+    One,
+    /// None or one.
+    Optional,
+    /// One or more, in the order written.
+    Many,
+}
+
+impl Port {
+    /// A required input, or an output.
+    pub const fn one(name: &'static str, kind: &'static str, doc: &'static str) -> Self {
+        Self { name, kind, arity: Arity::One, doc }
+    }
+
+    /// An input that may be left unconnected.
+    pub const fn optional(name: &'static str, kind: &'static str, doc: &'static str) -> Self {
+        Self { name, kind, arity: Arity::Optional, doc }
+    }
+
+    /// An input that takes a list.
+    pub const fn many(name: &'static str, kind: &'static str, doc: &'static str) -> Self {
+        Self { name, kind, arity: Arity::Many, doc }
+    }
+}
+
+/// A param whose value is wrong.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct ParamError {
+    /// Dotted path of the param, such as `arch.n_layers`; empty for the params as a whole.
+    pub path: String,
+    /// What is wrong, with value and limit.
+    pub message: String,
+    /// What to do, only when it is right.
+    pub help: Option<String>,
+}
+
+impl ParamError {
+    /// An error at `path`.
+    pub fn new(path: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { path: path.into(), message: message.into(), help: None }
+    }
+
+    /// Adds advice.
+    #[must_use]
+    pub fn help(mut self, help: impl Into<String>) -> Self {
+        self.help = Some(help.into());
+        self
+    }
+}

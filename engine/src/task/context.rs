@@ -1,0 +1,269 @@
+//! What a running task sees of the world.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use serde::{Deserialize, Serialize};
+
+use super::Failure;
+pub use crate::checkpoint::Checkpoint;
+use crate::checkpoint::CheckpointStore;
+use crate::digest::Digest;
+
+/// Tells an attempt to stop at its next safe point.
+#[derive(Clone, Debug, Default)]
+pub struct CancelToken(Arc<AtomicBool>);
+
+impl CancelToken {
+    /// Asks the attempt to stop.
+    pub fn cancel(&self) {
+        self.0.store(true, Ordering::Release);
+    }
+
+    /// Whether [`Self::cancel`] was called.
+    pub fn is_cancelled(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
+}
+
+/// How much a log line matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogLevel {
+    /// For people who follow the work.
+    Info,
+    /// Something a person should know; the work goes on.
+    Warn,
+}
+
+/// What a task reports while it runs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Report {
+    /// `done` of `total` units of work are finished.
+    Progress {
+        /// Units finished so far.
+        done: u64,
+        /// Units in all; 0 when unknown.
+        total: u64,
+        /// What one unit is, in the plural: `tokens`, `documents`.
+        unit: String,
+    },
+    /// A point of a time series.
+    Metric {
+        /// The series, such as `loss`.
+        name: String,
+        /// Position on the series' axis: a step or a count of tokens.
+        step: u64,
+        /// The value.
+        value: f64,
+    },
+    /// A line for the node's log.
+    Log {
+        /// How much it matters.
+        level: LogLevel,
+        /// The line, without line break.
+        text: String,
+    },
+}
+
+/// Where reports go. Must not block for long.
+pub trait Sink: Send + Sync {
+    /// Takes one report.
+    fn report(&self, report: Report);
+}
+
+/// A file outside the store, resolved from [`super::Task::external`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExternalFile {
+    /// Where it is now.
+    pub path: PathBuf,
+    /// Its path below the fixed part of its pattern, `/`-separated: part of the key, unlike `path`.
+    pub relative: String,
+    /// Digest of its content at plan time.
+    pub digest: Digest,
+    /// Its size in bytes at plan time.
+    pub size_bytes: u64,
+}
+
+/// An artifact connected to an input port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Input {
+    /// The node that made it, with its matrix values, such as `evaluate[arm=sbp]`.
+    pub node: String,
+    /// The output port it came from.
+    pub port: String,
+    /// The artifact's folder. Read-only.
+    pub dir: PathBuf,
+    /// The artifact's digest.
+    pub digest: Digest,
+}
+
+/// The artifacts connected to a node's input ports.
+#[derive(Clone, Debug, Default)]
+pub struct Inputs(BTreeMap<String, Vec<Input>>);
+
+impl Inputs {
+    /// Collects inputs by port, in the order written in the pipeline.
+    pub fn new(ports: BTreeMap<String, Vec<Input>>) -> Self {
+        Self(ports)
+    }
+
+    /// The folder of a required port.
+    ///
+    /// # Panics
+    /// When the port is not connected: the plan checks that before any task runs.
+    pub fn one(&self, port: &str) -> &Path {
+        self.optional(port).unwrap_or_else(|| panic!("port `{port}` is not connected"))
+    }
+
+    /// The folder of an optional port.
+    pub fn optional(&self, port: &str) -> Option<&Path> {
+        self.0.get(port).and_then(|inputs| inputs.first()).map(|input| input.dir.as_path())
+    }
+
+    /// Every artifact of a port, with the node that made it.
+    pub fn many(&self, port: &str) -> &[Input] {
+        self.0.get(port).map_or(&[], Vec::as_slice)
+    }
+}
+
+/// What a finished task says of its result, besides the files.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Outputs {
+    /// Final figures by name, kept in the ledger with the attempt.
+    pub metrics: BTreeMap<String, f64>,
+}
+
+impl Outputs {
+    /// Adds a final figure.
+    #[must_use]
+    pub fn metric(mut self, name: impl Into<String>, value: f64) -> Self {
+        self.metrics.insert(name.into(), value);
+        self
+    }
+}
+
+/// Everything that makes a [`Context`].
+pub struct ContextParts {
+    /// Folder for outputs, one sub-folder a port; published by the engine after success.
+    pub out_dir: PathBuf,
+    /// Folder for files that live no longer than the attempt.
+    pub scratch_dir: PathBuf,
+    /// Checkpoints of the node's key.
+    pub checkpoints: CheckpointStore,
+    /// Files resolved from [`super::Task::external`].
+    pub external: Vec<ExternalFile>,
+    /// Threads granted.
+    pub n_threads: usize,
+    /// Memory granted, in bytes; `None` when the node asks for no limit.
+    pub memory_bytes: Option<u64>,
+    /// Tells the task to stop.
+    pub cancel: CancelToken,
+    /// Takes the task's reports.
+    pub sink: Arc<dyn Sink>,
+}
+
+/// What a running task sees of the world.
+pub struct Context {
+    parts: ContextParts,
+}
+
+impl Context {
+    /// Wraps the parts; the engine and [`super::testbed`] call this.
+    pub fn new(parts: ContextParts) -> Self {
+        Self { parts }
+    }
+
+    /// The folder of an output port, created when missing.
+    ///
+    /// # Errors
+    /// When it cannot be created.
+    pub fn out(&self, port: &str) -> io::Result<PathBuf> {
+        let dir = self.parts.out_dir.join(port);
+        fs::create_dir_all(&dir)?;
+        Ok(dir)
+    }
+
+    /// A folder for temporary files, on the store's file system; gone after the attempt.
+    ///
+    /// # Errors
+    /// When it cannot be created.
+    pub fn scratch(&self) -> io::Result<&Path> {
+        fs::create_dir_all(&self.parts.scratch_dir)?;
+        Ok(&self.parts.scratch_dir)
+    }
+
+    /// Files resolved from [`super::Task::external`], sorted by `relative`.
+    pub fn external(&self) -> &[ExternalFile] {
+        &self.parts.external
+    }
+
+    /// Threads granted by the node's `cpu` resource; at least 1. Must not change results.
+    pub fn n_threads(&self) -> usize {
+        self.parts.n_threads.max(1)
+    }
+
+    /// Memory granted by the node's `mem` resource, in bytes.
+    pub fn memory_bytes(&self) -> Option<u64> {
+        self.parts.memory_bytes
+    }
+
+    /// The newest valid checkpoint of this node's key, whichever run wrote it.
+    ///
+    /// # Errors
+    /// When the checkpoint folder cannot be read. A damaged checkpoint is skipped, not an error.
+    pub fn latest_checkpoint(&self) -> io::Result<Option<Checkpoint>> {
+        self.parts.checkpoints.latest()
+    }
+
+    /// Saves a checkpoint: `write` fills an empty folder, which then appears whole or not at all.
+    /// `step` must grow from one checkpoint to the next; older ones are removed once it is durable.
+    ///
+    /// # Errors
+    /// When writing fails; the previous checkpoint then still stands.
+    pub fn save_checkpoint(
+        &self,
+        step: u64,
+        write: impl FnOnce(&Path) -> io::Result<()>,
+    ) -> io::Result<()> {
+        self.parts.checkpoints.save(step, write)
+    }
+
+    /// Reports that `done` of `total` units are finished (`total` 0 when unknown).
+    pub fn progress(&self, done: u64, total: u64, unit: &str) {
+        self.parts.sink.report(Report::Progress { done, total, unit: unit.to_owned() });
+    }
+
+    /// Adds a point to a time series in the ledger.
+    pub fn metric(&self, name: &str, step: u64, value: f64) {
+        self.parts.sink.report(Report::Metric { name: name.to_owned(), step, value });
+    }
+
+    /// Writes a line to the node's log.
+    pub fn info(&self, text: impl Into<String>) {
+        self.parts.sink.report(Report::Log { level: LogLevel::Info, text: text.into() });
+    }
+
+    /// Writes a warning to the node's log and to the terminal.
+    pub fn warn(&self, text: impl Into<String>) {
+        self.parts.sink.report(Report::Log { level: LogLevel::Warn, text: text.into() });
+    }
+
+    /// The token that tells the task to stop, for worker threads.
+    pub fn cancel_token(&self) -> &CancelToken {
+        &self.parts.cancel
+    }
+
+    /// Returns early from a task that was told to stop. Call it at least once a second.
+    ///
+    /// # Errors
+    /// [`Failure::cancelled`] when it was.
+    pub fn check_cancelled(&self) -> Result<(), Failure> {
+        if self.parts.cancel.is_cancelled() { Err(Failure::cancelled()) } else { Ok(()) }
+    }
+}

@@ -1,0 +1,3 @@
+//! The `sbp` command line.
+
+fn main() {}
