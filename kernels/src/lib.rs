@@ -1,1 +1,9 @@
 //! Numeric kernels: slices in, slices out.
+//!
+//! Every op has a reference that defines it (sums in `f64`) and fast paths chosen at run time. The
+//! crate knows nothing of files, SQL or YAML.
+
+pub mod philox;
+pub mod pool;
+
+pub use pool::Pool;

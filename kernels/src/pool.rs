@@ -1,0 +1,62 @@
+//! A fixed set of worker threads for the parallel ops.
+
+use rayon::prelude::*;
+
+/// A fixed set of worker threads. Ops cut their work into tiles whose size does not depend on the
+/// number of threads, so that results do not either.
+pub struct Pool {
+    workers: Option<rayon::ThreadPool>,
+    n_threads: usize,
+}
+
+impl Pool {
+    /// A pool of `n_threads` (at least 1); one thread means the caller's own.
+    ///
+    /// # Panics
+    /// When the system refuses to start a thread.
+    pub fn new(n_threads: usize) -> Self {
+        let n_threads = n_threads.max(1);
+        let workers = (n_threads > 1).then(|| {
+            rayon::ThreadPoolBuilder::new()
+                .num_threads(n_threads)
+                .thread_name(|i| format!("kernel-{i}"))
+                .build()
+                .expect("the system starts worker threads")
+        });
+        Self { workers, n_threads }
+    }
+
+    /// Threads in the pool.
+    pub fn n_threads(&self) -> usize {
+        self.n_threads
+    }
+
+    /// Runs `work(tile)` for every tile in `0..n_tiles`, in any order.
+    pub fn for_each(&self, n_tiles: usize, work: impl Fn(usize) + Sync + Send) {
+        match &self.workers {
+            Some(workers) if n_tiles > 1 => {
+                workers.install(|| (0..n_tiles).into_par_iter().with_max_len(1).for_each(work));
+            }
+            _ => (0..n_tiles).for_each(work),
+        }
+    }
+
+    /// Runs `work(i, chunk)` for every chunk of `chunk_len` elements of `data` (the last may be
+    /// shorter).
+    pub fn for_chunks<T: Send>(
+        &self,
+        data: &mut [T],
+        chunk_len: usize,
+        work: impl Fn(usize, &mut [T]) + Sync + Send,
+    ) {
+        match &self.workers {
+            Some(workers) if data.len() > chunk_len => workers.install(|| {
+                data.par_chunks_mut(chunk_len)
+                    .with_max_len(1)
+                    .enumerate()
+                    .for_each(|(i, chunk)| work(i, chunk));
+            }),
+            _ => data.chunks_mut(chunk_len).enumerate().for_each(|(i, chunk)| work(i, chunk)),
+        }
+    }
+}
