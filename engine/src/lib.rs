@@ -1,11 +1,16 @@
 //! Pipelines as content-addressed tasks.
 //!
 //! Data flows one way: `spec` reads YAML into a checked pipeline, [`graph`] expands it into a
-//! directed acyclic graph of nodes, `plan` gives each node its key and says what must run,
-//! `run` obeys the pure state machine of `schedule`, and `store` and `ledger` keep what
+//! directed acyclic graph of nodes, [`plan`] gives each node its key and says what must run,
+//! [`run`] obeys the pure state machine of `schedule`, and `store` and [`ledger`] keep what
 //! was made. The crate knows nothing of language models.
 
 pub mod checkpoint;
+pub mod clock;
 pub mod digest;
 pub mod graph;
+pub mod key;
+pub mod ledger;
+pub mod plan;
+pub mod run;
 pub mod task;

@@ -1,0 +1,132 @@
+//! What a run would do, and why.
+
+mod reason;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+use crate::digest::Digest;
+use crate::graph::{Pipeline, Place};
+use crate::key::NodeKey;
+
+pub use reason::{Change, Earlier, FileList, Reason, changes};
+
+/// Which nodes a plan or run covers; whatever they need comes with them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Targets {
+    /// The whole pipeline.
+    #[default]
+    All,
+    /// These nodes. Each name is a node (`evaluate[arm=sbp]`) or an entry (`evaluate`, all of its
+    /// matrix).
+    Named(Vec<String>),
+}
+
+/// A target that the pipeline does not have.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("target `{name}` is no node of pipeline `{pipeline}`")]
+pub struct UnknownTarget {
+    /// The target as given.
+    pub name: String,
+    /// The pipeline's name.
+    pub pipeline: String,
+    /// The pipeline's entries.
+    pub known: Vec<String>,
+}
+
+impl Targets {
+    /// For each node of the pipeline, whether it is covered.
+    ///
+    /// # Errors
+    /// When a name is neither a node nor an entry.
+    pub fn closure(&self, pipeline: &Pipeline) -> Result<Vec<bool>, UnknownTarget> {
+        let Self::Named(names) = self else { return Ok(vec![true; pipeline.nodes.len()]) };
+        let mut covered = vec![false; pipeline.nodes.len()];
+        for name in names {
+            let mut found = false;
+            for (node, covered) in pipeline.nodes.iter().zip(&mut covered) {
+                if node.name == *name || node.entry == *name {
+                    (*covered, found) = (true, true);
+                }
+            }
+            if !found {
+                let mut known: Vec<String> =
+                    pipeline.nodes.iter().map(|node| node.entry.clone()).collect();
+                known.dedup();
+                let (name, pipeline) = (name.clone(), pipeline.name.clone());
+                return Err(UnknownTarget { name, pipeline, known });
+            }
+        }
+        for index in (0..covered.len()).rev().collect::<Vec<_>>() {
+            if covered[index] {
+                for source in pipeline.nodes[index].inputs.values().flatten() {
+                    covered[source.node] = true;
+                }
+            }
+        }
+        Ok(covered)
+    }
+}
+
+/// A published artifact in this store.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Artifact {
+    /// Its digest.
+    pub digest: Digest,
+    /// Its folder.
+    pub path: PathBuf,
+}
+
+/// Artifacts by output port.
+pub type Artifacts = BTreeMap<String, Artifact>;
+
+/// What would happen to a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PlannedState {
+    /// Its result is there.
+    Cached,
+    /// It runs.
+    Run,
+    /// It waits for a node that runs; whether it runs too depends on the bytes that come out.
+    Blocked,
+}
+
+/// What would happen to one node.
+#[derive(Clone, Debug, Serialize)]
+pub struct PlannedNode {
+    /// Index into [`Pipeline::nodes`].
+    pub index: usize,
+    /// The node's name.
+    pub name: String,
+    /// The task's kind.
+    pub task: &'static str,
+    /// What would happen.
+    pub state: PlannedState,
+    /// Its key; `None` while inputs are unknown.
+    pub key: Option<NodeKey>,
+    /// Why it runs or waits; `None` for a cached node.
+    pub reason: Option<Reason>,
+    /// Its artifacts, when cached.
+    pub outputs: Artifacts,
+    /// Where its entry stands in the YAML.
+    pub place: Place,
+}
+
+/// What a run would do.
+#[derive(Clone, Debug, Serialize)]
+pub struct Plan {
+    /// The pipeline's name.
+    pub pipeline: String,
+    /// The covered nodes, in topological order.
+    pub nodes: Vec<PlannedNode>,
+}
+
+impl Plan {
+    /// How many nodes are in `state`.
+    pub fn count(&self, state: PlannedState) -> usize {
+        self.nodes.iter().filter(|node| node.state == state).count()
+    }
+}
