@@ -1,5 +1,9 @@
 //! The task kinds of synthetic bootstrapped pretraining.
 
+pub mod corpus;
+pub mod format;
+pub mod tokenizer;
+
 use engine::task::Registry;
 
 /// Every task, in pipeline order.
