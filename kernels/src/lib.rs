@@ -3,7 +3,9 @@
 //! Every op has a reference that defines it (sums in `f64`) and fast paths chosen at run time. The
 //! crate knows nothing of files, SQL or YAML.
 
+pub mod int8_search;
 pub mod philox;
 pub mod pool;
+pub mod quantize;
 
 pub use pool::Pool;
