@@ -2,6 +2,7 @@
 
 pub mod corpus;
 pub mod format;
+pub mod lm;
 pub mod tokenizer;
 
 use engine::task::Registry;

@@ -1,0 +1,350 @@
+//! Models as Hugging Face folders: safetensors and `config.json` of `Qwen3ForCausalLM`.
+//!
+//! `config.json` carries both generations of field names (`rope_theta` and `rope_parameters`,
+//! `torch_dtype` and `dtype`), so that older and newer readers agree. A tied model has no `lm_head`.
+
+mod config;
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap};
+use std::fs::{self, File};
+use std::io;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use engine::task::Failure;
+use half::{bf16, f16};
+use memmap2::Mmap;
+use safetensors::tensor::{SafeTensorError, TensorView, View};
+use safetensors::{Dtype, SafeTensors};
+use serde_json::Value;
+use thiserror::Error;
+
+use super::{Config, Weights};
+
+const WEIGHTS_FILE: &str = "model.safetensors";
+const INDEX_FILE: &str = "model.safetensors.index.json";
+const CONFIG_FILE: &str = "config.json";
+/// The tokenizer beside the weights.
+pub const TOKENIZER_FILE: &str = "tokenizer.json";
+
+/// Why a model folder cannot be read or written.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// The operating system refused.
+    #[error("cannot access `{}`: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The file is not what it should be.
+    #[error("`{}`: {message}", path.display())]
+    Invalid {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        message: String,
+    },
+}
+
+impl Error {
+    fn io(path: &Path, source: io::Error) -> Self {
+        Self::Io { path: path.to_owned(), source }
+    }
+
+    fn invalid(path: &Path, message: impl Into<String>) -> Self {
+        Self::Invalid { path: path.to_owned(), message: message.into() }
+    }
+
+    fn safetensors(path: &Path, error: SafeTensorError) -> Self {
+        match error {
+            SafeTensorError::IoError(source) => Self::io(path, source),
+            error => Self::invalid(path, format!("not a safetensors file: {error}")),
+        }
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        match &error {
+            Error::Io { path, source } => {
+                Self::io(format!("cannot access `{}`", path.display()), source)
+            }
+            Error::Invalid { .. } => Self::permanent(error.to_string()),
+        }
+    }
+}
+
+/// One tensor of the file and its place in the arena.
+struct Tensor {
+    name: String,
+    shape: Vec<usize>,
+    range: Range<usize>,
+}
+
+/// Every tensor of a model in arena order. Lazy, because the number of blocks may be a lie.
+fn tensors<'a>(config: &'a Config, prefix: &'a str) -> impl Iterator<Item = Tensor> + 'a {
+    let (d, f, hd) = (config.d_model, config.d_ffn, config.head_dim);
+    let block = vec![
+        ("input_layernorm.weight", vec![d]),
+        ("self_attn.q_proj.weight", vec![config.q_width(), d]),
+        ("self_attn.k_proj.weight", vec![config.kv_width(), d]),
+        ("self_attn.v_proj.weight", vec![config.kv_width(), d]),
+        ("self_attn.q_norm.weight", vec![hd]),
+        ("self_attn.k_norm.weight", vec![hd]),
+        ("self_attn.o_proj.weight", vec![d, config.q_width()]),
+        ("post_attention_layernorm.weight", vec![d]),
+        ("mlp.gate_proj.weight", vec![f, d]),
+        ("mlp.up_proj.weight", vec![f, d]),
+        ("mlp.down_proj.weight", vec![d, f]),
+    ];
+    let table = vec![config.vocab_size, d];
+    let first = std::iter::once((format!("{prefix}embed_tokens.weight"), table.clone()));
+    let blocks = (0..config.n_layers).flat_map(move |layer| {
+        let named = |(name, shape): &(&str, Vec<usize>)| {
+            (format!("{prefix}layers.{layer}.{name}"), shape.clone())
+        };
+        block.iter().map(named).collect::<Vec<_>>()
+    });
+    let last = std::iter::once((format!("{prefix}norm.weight"), vec![d]));
+    let output = (!config.tie_embeddings).then(|| ("lm_head.weight".to_owned(), table));
+    let mut at = 0;
+    first.chain(blocks).chain(last).chain(output).map(move |(name, shape)| {
+        let range = at..at + shape.iter().product::<usize>();
+        at = range.end;
+        Tensor { name, shape, range }
+    })
+}
+
+/// A part of the arena as the safetensors crate writes it.
+struct F32View<'a> {
+    shape: Vec<usize>,
+    data: &'a [f32],
+}
+
+impl View for F32View<'_> {
+    fn dtype(&self) -> Dtype {
+        Dtype::F32
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        little_endian(self.data)
+    }
+
+    fn data_len(&self) -> usize {
+        size_of_val(self.data)
+    }
+}
+
+/// The bytes of numbers as files hold them.
+fn little_endian(data: &[f32]) -> Cow<'_, [u8]> {
+    if cfg!(target_endian = "little") {
+        Cow::Borrowed(bytemuck::cast_slice(data))
+    } else {
+        Cow::Owned(data.iter().flat_map(|x| x.to_le_bytes()).collect())
+    }
+}
+
+/// Writes named vectors to a safetensors file; equal numbers give equal bytes.
+///
+/// # Errors
+/// When the file cannot be written.
+pub fn write_vectors(path: &Path, vectors: &[(&str, &[f32])]) -> Result<(), Error> {
+    let views =
+        vectors.iter().map(|(name, data)| (*name, F32View { shape: vec![data.len()], data }));
+    safetensors::serialize_to_file(views, None, path).map_err(|e| Error::safetensors(path, e))
+}
+
+/// Reads named vectors back, each of exactly the length of its destination.
+///
+/// # Errors
+/// When the file is missing, malformed, or holds other vectors.
+pub fn read_vectors(path: &Path, vectors: &mut [(&str, &mut [f32])]) -> Result<(), Error> {
+    let map = map(path)?;
+    let file = SafeTensors::deserialize(&map).map_err(|e| Error::safetensors(path, e))?;
+    for (name, data) in vectors {
+        let view = file.tensor(name).map_err(|e| Error::safetensors(path, e))?;
+        copy(path, name, &view, &[data.len()], data)?;
+    }
+    Ok(())
+}
+
+/// Writes a model folder: weights in f32, `config.json`, `generation_config.json`,
+/// `tokenizer_config.json`, and a copy of `tokenizer`, a `tokenizer.json`.
+///
+/// # Errors
+/// When a file cannot be written or `tokenizer` cannot be read.
+pub fn save(dir: &Path, weights: &Weights, tokenizer: Option<&Path>) -> Result<(), Error> {
+    fs::create_dir_all(dir).map_err(|error| Error::io(dir, error))?;
+    let path = dir.join(WEIGHTS_FILE);
+    let views = tensors(weights.config(), "model.").map(|tensor| {
+        let data = &weights.data()[tensor.range];
+        (tensor.name, F32View { shape: tensor.shape, data })
+    });
+    // Readers of PyTorch models look for this entry.
+    let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+    safetensors::serialize_to_file(views, Some(metadata), &path)
+        .map_err(|error| Error::safetensors(&path, error))?;
+    for (name, value) in [
+        (CONFIG_FILE, config::to_json(weights.config())),
+        ("generation_config.json", config::generation_json()),
+        ("tokenizer_config.json", config::tokenizer_json(weights.config())),
+    ] {
+        let path = dir.join(name);
+        let text = format!("{value:#}\n");
+        fs::write(&path, text).map_err(|error| Error::io(&path, error))?;
+    }
+    if let Some(tokenizer) = tokenizer {
+        let target = dir.join(TOKENIZER_FILE);
+        let bytes = fs::read(tokenizer).map_err(|error| Error::io(tokenizer, error))?;
+        fs::write(&target, bytes).map_err(|error| Error::io(&target, error))?;
+    }
+    Ok(())
+}
+
+/// Reads the config of a model folder.
+///
+/// # Errors
+/// When it is missing, malformed, or describes another architecture.
+pub fn load_config(dir: &Path) -> Result<Config, Error> {
+    let path = dir.join(CONFIG_FILE);
+    let value = read_json(&path)?;
+    config::from_json(&value).map_err(|message| Error::invalid(&path, message))
+}
+
+/// Reads a model folder: one safetensors file or shards with an index; f32, bf16 or f16.
+///
+/// # Errors
+/// When a file is missing or damaged, a tensor is missing, has the wrong shape or type, is unknown
+/// to the architecture, or holds a number that is not finite.
+pub fn load(dir: &Path) -> Result<Weights, Error> {
+    let config = load_config(dir)?;
+    let files = weight_files(dir)?;
+    let maps = files.iter().map(|path| map(path)).collect::<Result<Vec<_>, _>>()?;
+    let mut found: BTreeMap<String, (&Path, TensorView<'_>)> = BTreeMap::new();
+    for (path, map) in files.iter().zip(&maps) {
+        let file = SafeTensors::deserialize(map).map_err(|e| Error::safetensors(path, e))?;
+        for (name, view) in file.tensors() {
+            found.insert(name, (path, view));
+        }
+    }
+    // Embedding models are saved without the head, and so without the prefix.
+    let prefix = if found.contains_key("embed_tokens.weight") { "" } else { "model." };
+    let mut placed = Vec::new();
+    for tensor in tensors(&config, prefix) {
+        let Some((path, view)) = found.remove(&tensor.name) else {
+            let message = format!("tensor `{}` of {:?} is missing", tensor.name, tensor.shape);
+            return Err(Error::invalid(dir, message));
+        };
+        check_tensor(path, &tensor.name, &view, &tensor.shape)?;
+        placed.push((tensor, path, view));
+    }
+    found.retain(|name, _| {
+        let tied_head = config.tie_embeddings && name == "lm_head.weight";
+        !(tied_head || name.ends_with("rotary_emb.inv_freq"))
+    });
+    if let Some((name, (path, _))) = found.first_key_value() {
+        let message = format!("tensor `{name}` has no place in this architecture");
+        return Err(Error::invalid(path, message));
+    }
+    // Only now is memory taken: the file is known to hold as many numbers as the config claims.
+    let mut weights = Weights::zeros(&config);
+    for (tensor, path, view) in placed {
+        let data = &mut weights.data_mut()[tensor.range];
+        copy(path, &tensor.name, &view, &tensor.shape, data)?;
+    }
+    Ok(weights)
+}
+
+/// The safetensors files of a model folder.
+fn weight_files(dir: &Path) -> Result<Vec<PathBuf>, Error> {
+    let single = dir.join(WEIGHTS_FILE);
+    let index = dir.join(INDEX_FILE);
+    if single.exists() || !index.exists() {
+        return Ok(vec![single]);
+    }
+    let value = read_json(&index)?;
+    let Some(map) = value.get("weight_map").and_then(Value::as_object) else {
+        return Err(Error::invalid(&index, "has no object `weight_map`"));
+    };
+    let mut files = BTreeMap::new();
+    for file in map.values() {
+        // A shard is a plain file name: an index must not lead out of the folder.
+        let Some(name) = file.as_str().filter(|name| !name.contains(['/', '\\']) && *name != "..")
+        else {
+            return Err(Error::invalid(&index, format!("`{file}` is no file name of a shard")));
+        };
+        files.insert(name.to_owned(), dir.join(name));
+    }
+    Ok(files.into_values().collect())
+}
+
+fn read_json(path: &Path) -> Result<Value, Error> {
+    let text = fs::read(path).map_err(|error| Error::io(path, error))?;
+    serde_json::from_slice(&text).map_err(|error| Error::invalid(path, error.to_string()))
+}
+
+fn map(path: &Path) -> Result<Mmap, Error> {
+    let file = File::open(path).map_err(|error| Error::io(path, error))?;
+    // SAFETY: The file is part of a published artifact or a sealed checkpoint, which nothing writes
+    // to while a task reads it; the map is read-only.
+    unsafe { Mmap::map(&file) }.map_err(|error| Error::io(path, error))
+}
+
+fn check_tensor(
+    path: &Path,
+    name: &str,
+    view: &TensorView<'_>,
+    shape: &[usize],
+) -> Result<(), Error> {
+    if view.shape() != shape {
+        let message = format!("tensor `{name}` is {:?}, not {shape:?}", view.shape());
+        return Err(Error::invalid(path, message));
+    }
+    if !matches!(view.dtype(), Dtype::F32 | Dtype::BF16 | Dtype::F16) {
+        let message = format!("tensor `{name}` is {:?}, not F32, BF16 or F16", view.dtype());
+        return Err(Error::invalid(path, message));
+    }
+    Ok(())
+}
+
+/// Copies a tensor to `data` as f32.
+fn copy(
+    path: &Path,
+    name: &str,
+    view: &TensorView<'_>,
+    shape: &[usize],
+    data: &mut [f32],
+) -> Result<(), Error> {
+    check_tensor(path, name, view, shape)?;
+    let bytes = view.data();
+    let (twos, _) = bytes.as_chunks::<2>();
+    match view.dtype() {
+        Dtype::BF16 => {
+            data.iter_mut().zip(twos).for_each(|(x, b)| *x = bf16::from_le_bytes(*b).to_f32());
+        }
+        Dtype::F16 => {
+            data.iter_mut().zip(twos).for_each(|(x, b)| *x = f16::from_le_bytes(*b).to_f32());
+        }
+        _ => {
+            let (fours, _) = bytes.as_chunks::<4>();
+            data.iter_mut().zip(fours).for_each(|(x, b)| *x = f32::from_le_bytes(*b));
+        }
+    }
+    match data.iter().position(|x| !x.is_finite()) {
+        Some(i) => {
+            let message = format!("tensor `{name}` holds {} at element {i}", data[i]);
+            Err(Error::invalid(path, message))
+        }
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests;
