@@ -1,0 +1,525 @@
+//! Attention of single queries over the paged key-value cache.
+
+#![expect(clippy::inline_always, reason = "the bodies are compiled once per instruction set")]
+
+use super::Shared;
+use super::cache::{Cache, PAGE, Sequence, Shape};
+use super::isa::{FUSED, Isa, exp, fma};
+use super::linear::Line;
+use crate::Pool;
+
+/// Positions times heads that pay for handing work to another thread.
+const GRAIN: usize = 256;
+
+/// One token to compute: where its key and value go, and so what it may attend to.
+#[derive(Clone, Copy, Debug)]
+pub struct Row<'a> {
+    /// The sequence, with room for `position`.
+    pub sequence: &'a Sequence,
+    /// The token's position; it attends to `0..=position`.
+    pub position: usize,
+}
+
+/// The rows of one step, with their pages.
+pub struct Step {
+    rows: Vec<Place>,
+    /// Page tables of the rows, one after another.
+    pages: Vec<u32>,
+}
+
+struct Place {
+    first_page: usize,
+    position: usize,
+}
+
+/// What attention needs of one layer.
+#[derive(Clone, Copy)]
+pub struct Layer<'a> {
+    /// Index of the layer.
+    pub index: usize,
+    /// Query heads; a multiple of the cache's key-value heads.
+    pub n_heads: usize,
+    /// Gains of the queries' RMS norm, `[head_dim]`.
+    pub q_gain: &'a [f32],
+    /// Gains of the keys' RMS norm, `[head_dim]`.
+    pub k_gain: &'a [f32],
+    /// Added to the mean square.
+    pub eps: f32,
+    /// Cosines of the rotation, `[positions, head_dim / 2]`.
+    pub cos: &'a [f32],
+    /// Sines of the rotation, `[positions, head_dim / 2]`.
+    pub sin: &'a [f32],
+}
+
+impl Step {
+    /// Plans a step.
+    ///
+    /// # Panics
+    /// When a row lies outside its sequence, two rows share a place, or a row's page is shared by
+    /// several sequences.
+    pub fn new(cache: &Cache, rows: &[Row<'_>]) -> Self {
+        let mut step = Self { rows: Vec::with_capacity(rows.len()), pages: Vec::new() };
+        let mut places = Vec::with_capacity(rows.len());
+        for row in rows {
+            assert!(row.position < row.sequence.len(), "the sequence has room for the row");
+            let page = row.sequence.pages[row.position / PAGE];
+            assert!(cache.is_private(page), "a page that is written belongs to one sequence");
+            places.push((page, row.position % PAGE));
+            step.rows.push(Place { first_page: step.pages.len(), position: row.position });
+            step.pages.extend(&row.sequence.pages[..=row.position / PAGE]);
+        }
+        places.sort_unstable();
+        assert!(places.windows(2).all(|pair| pair[0] != pair[1]), "rows have places of their own");
+        step
+    }
+
+    /// Rows of the step.
+    pub fn n_rows(&self) -> usize {
+        self.rows.len()
+    }
+}
+
+impl Layer<'_> {
+    fn check(&self, shape: Shape, n_rows: usize, qkv: &[f32]) {
+        let (n_kv_heads, head_dim) = (shape.n_kv_heads, shape.head_dim);
+        assert!(self.index < shape.n_layers, "the cache has the layer");
+        assert_eq!(self.n_heads % n_kv_heads, 0, "query heads share key-value heads evenly");
+        assert_eq!(qkv.len(), n_rows * (self.n_heads + 2 * n_kv_heads) * head_dim, "shape of qkv");
+        assert!(
+            head_dim % 2 == 0 && self.q_gain.len() == head_dim && self.k_gain.len() == head_dim
+        );
+    }
+}
+
+/// Normalizes and rotates the queries and keys of every row, and puts keys and values into the
+/// cache.
+///
+/// `qkv`: `[rows, (n_heads + 2 n_kv_heads) head_dim]`, a row being queries, keys, values. Queries
+/// are changed in place; keys and values keep what the projection gave.
+///
+/// # Panics
+/// When shapes disagree or a position has no rotation.
+pub fn append(pool: &Pool, cache: &mut Cache, step: &Step, layer: &Layer<'_>, qkv: &mut [f32]) {
+    let shape = cache.shape();
+    layer.check(shape, step.n_rows(), qkv);
+    let width = qkv.len() / step.n_rows().max(1);
+    let heads: Vec<Shared> = step
+        .rows
+        .iter()
+        .flat_map(|row| {
+            let page = step.pages[row.first_page + row.position / PAGE];
+            (0..shape.n_kv_heads).map(move |kv_head| (page, kv_head))
+        })
+        .map(|(page, head)| Shared(cache.head_mut(page, layer.index, head).as_mut_ptr().cast()))
+        .collect();
+    // A row is little work: only larger steps are worth several threads.
+    let chunk_rows = if step.n_rows() < 16 { 16 } else { 4 };
+    pool.for_chunks(qkv, chunk_rows * width.max(1), |chunk, qkv| {
+        for (row, qkv) in (chunk * chunk_rows..).zip(qkv.chunks_exact_mut(width)) {
+            let heads = &heads[row * shape.n_kv_heads..][..shape.n_kv_heads];
+            append_row(step.rows[row].position, layer, shape, heads, qkv);
+        }
+    });
+}
+
+fn append_row(position: usize, layer: &Layer<'_>, shape: Shape, heads: &[Shared], qkv: &mut [f32]) {
+    let head_dim = shape.head_dim;
+    let (q, kv) = qkv.split_at_mut(layer.n_heads * head_dim);
+    let (k, v) = kv.split_at(shape.n_kv_heads * head_dim);
+    let half = head_dim / 2;
+    let [cos, sin] = [layer.cos, layer.sin].map(|table| &table[position * half..][..half]);
+    for q in q.chunks_exact_mut(head_dim) {
+        normalize_rotate(q, layer.q_gain, layer.eps, cos, sin);
+    }
+    let mut rotated = vec![0.0; head_dim];
+    let lane = position % PAGE;
+    for ((k, v), head) in k.chunks_exact(head_dim).zip(v.chunks_exact(head_dim)).zip(heads) {
+        rotated.copy_from_slice(k);
+        normalize_rotate(&mut rotated, layer.k_gain, layer.eps, cos, sin);
+        for (i, &k) in rotated.iter().enumerate() {
+            // SAFETY: `head` points at the `head_lines` lines of a page; keys are its first
+            // `head_dim` lines. `Step::new` checked that no other row has this page and lane.
+            unsafe { *head.get().add(i * PAGE + lane) = k };
+        }
+        let at = head_dim * PAGE + lane * shape.value_lines() * 16;
+        for (i, &v) in v.iter().enumerate() {
+            // SAFETY: The values of `lane` follow the keys, `value_lines` lines a position.
+            unsafe { *head.get().add(at + i) = v };
+        }
+    }
+}
+
+/// `x = rotate(x * gain / rms(x))`, pairs `(i, i + head_dim / 2)` as Hugging Face's Qwen3.
+fn normalize_rotate(x: &mut [f32], gain: &[f32], eps: f32, cos: &[f32], sin: &[f32]) {
+    let squares: f64 = x.iter().map(|&x| f64::from(x) * f64::from(x)).sum();
+    let scale = (1.0 / (squares / x.len() as f64 + f64::from(eps)).sqrt()) as f32;
+    let (left, right) = x.split_at_mut(cos.len());
+    let (left_gain, right_gain) = gain.split_at(cos.len());
+    for i in 0..cos.len() {
+        let (a, b) = (left[i] * scale * left_gain[i], right[i] * scale * right_gain[i]);
+        left[i] = a * cos[i] - b * sin[i];
+        right[i] = b * cos[i] + a * sin[i];
+    }
+}
+
+/// Writes the attention output of every row: softmax of scaled scores, times the values.
+///
+/// `qkv` as [`append`] left it; `out`: `[rows, n_heads * head_dim]`.
+///
+/// # Panics
+/// When shapes disagree.
+pub fn attend(
+    pool: &Pool,
+    cache: &Cache,
+    step: &Step,
+    layer: &Layer<'_>,
+    qkv: &[f32],
+    out: &mut [f32],
+) {
+    attend_with(Isa::detect(), pool, cache, step, layer, qkv, out);
+}
+
+fn attend_with(
+    isa: Isa,
+    pool: &Pool,
+    cache: &Cache,
+    step: &Step,
+    layer: &Layer<'_>,
+    qkv: &[f32],
+    out: &mut [f32],
+) {
+    let shape = cache.shape();
+    layer.check(shape, step.n_rows(), qkv);
+    let width = qkv.len() / step.n_rows().max(1);
+    let q_width = layer.n_heads * shape.head_dim;
+    assert_eq!(out.len(), step.n_rows() * q_width, "shape of out");
+    let group = layer.n_heads / shape.n_kv_heads * shape.head_dim;
+    let n_items = step.n_rows() * shape.n_kv_heads;
+    let work: usize = step.rows.iter().map(|row| row.position * layer.n_heads).sum();
+    let n_tasks = (work / GRAIN).clamp(1, 8 * pool.n_threads()).min(n_items.max(1));
+    let shared = Shared(out.as_mut_ptr());
+    pool.for_each(n_tasks, |task| {
+        let mut scores = Vec::new();
+        for item in task * n_items / n_tasks..(task + 1) * n_items / n_tasks {
+            let (row, kv_head) = (item / shape.n_kv_heads, item % shape.n_kv_heads);
+            let place = &step.rows[row];
+            let pages = &step.pages[place.first_page..][..=place.position / PAGE];
+            let pages: Vec<&[Line]> =
+                pages.iter().map(|&page| cache.head(page, layer.index, kv_head)).collect();
+            let query = Query {
+                q: &qkv[row * width + kv_head * group..][..group],
+                n_positions: place.position + 1,
+                head_dim: shape.head_dim,
+                value_lines: shape.value_lines(),
+            };
+            let at = row * q_width + kv_head * group;
+            // SAFETY: `at + group <= rows * q_width`, and no other item writes these elements.
+            let out = unsafe { std::slice::from_raw_parts_mut(shared.get().add(at), group) };
+            query.run(isa, &pages, &mut scores, out);
+        }
+    });
+}
+
+/// The queries of one row that share a key-value head.
+#[derive(Clone, Copy)]
+struct Query<'a> {
+    q: &'a [f32],
+    n_positions: usize,
+    head_dim: usize,
+    value_lines: usize,
+}
+
+impl Query<'_> {
+    fn run(self, isa: Isa, pages: &[&[Line]], scores: &mut Vec<Line>, out: &mut [f32]) {
+        scores.resize(pages.len(), Line([0.0; 16]));
+        let pairs = self.q.chunks_exact(self.head_dim).zip(out.chunks_exact_mut(self.head_dim));
+        for (q, out) in pairs {
+            match isa {
+                // SAFETY: `Isa::available` found AVX-512.
+                #[cfg(target_arch = "x86_64")]
+                Isa::Avx512 => unsafe { head_avx512(self, q, pages, scores, out) },
+                // SAFETY: `Isa::available` found AVX2 and FMA.
+                #[cfg(target_arch = "x86_64")]
+                Isa::Avx2 => unsafe { head_avx2(self, q, pages, scores, out) },
+                Isa::Portable => head::<FUSED>(self, q, pages, scores, out),
+            }
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,fma")]
+fn head_avx512(query: Query<'_>, q: &[f32], pages: &[&[Line]], s: &mut [Line], out: &mut [f32]) {
+    head::<true>(query, q, pages, s, out);
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+fn head_avx2(query: Query<'_>, q: &[f32], pages: &[&[Line]], s: &mut [Line], out: &mut [f32]) {
+    head::<true>(query, q, pages, s, out);
+}
+
+/// One query: scores of all positions, softmax, weighted sum of values.
+#[inline(always)]
+fn head<const FUSED: bool>(
+    query: Query<'_>,
+    q: &[f32],
+    pages: &[&[Line]],
+    scores: &mut [Line],
+    out: &mut [f32],
+) {
+    let scale = 1.0 / (query.head_dim as f32).sqrt();
+    let mut done = 0;
+    while pages.len() - done >= 4 {
+        let lines = score::<4, FUSED>(q, [0, 1, 2, 3].map(|i| pages[done + i]), scale);
+        scores[done..done + 4].copy_from_slice(&lines);
+        done += 4;
+    }
+    for (page, scores) in pages.iter().zip(&mut *scores).skip(done) {
+        [*scores] = score::<1, FUSED>(q, [page], scale);
+    }
+    let total = softmax::<FUSED>(scores, query.n_positions);
+    let mut line = 0;
+    while line < query.value_lines {
+        let first = line * 16;
+        if query.value_lines - line >= 4 {
+            let sums = weigh::<4, FUSED>(query, pages, scores, line);
+            store(&sums, total, &mut out[first..]);
+            line += 4;
+        } else {
+            let sums = weigh::<1, FUSED>(query, pages, scores, line);
+            store(&sums, total, &mut out[first..]);
+            line += 1;
+        }
+    }
+}
+
+/// Scaled scores of `P` pages; a score is one chain over the dimensions.
+#[inline(always)]
+fn score<const P: usize, const FUSED: bool>(
+    q: &[f32],
+    pages: [&[Line]; P],
+    scale: f32,
+) -> [Line; P] {
+    let keys = pages.map(|page| &page[..q.len()]);
+    let mut sums = [Line([0.0; 16]); P];
+    for (i, &q) in q.iter().enumerate() {
+        for (sums, keys) in sums.iter_mut().zip(&keys) {
+            for (sum, &key) in sums.0.iter_mut().zip(&keys[i].0) {
+                *sum = fma::<FUSED>(q, key, *sum);
+            }
+        }
+    }
+    for sum in sums.iter_mut().flat_map(|line| &mut line.0) {
+        *sum *= scale;
+    }
+    sums
+}
+
+/// Replaces scores by `e^(score - max)` and gives their sum; places past the end get 0.
+#[inline(always)]
+fn softmax<const FUSED: bool>(scores: &mut [Line], n_positions: usize) -> f32 {
+    if let Some(last) = scores.last_mut() {
+        let used = n_positions - (n_positions - 1) / PAGE * PAGE;
+        last.0[used..].fill(f32::NEG_INFINITY);
+    }
+    let mut max = [f32::NEG_INFINITY; 16];
+    for line in &*scores {
+        for (max, &score) in max.iter_mut().zip(&line.0) {
+            *max = if score > *max { score } else { *max };
+        }
+    }
+    let max = max.into_iter().fold(f32::NEG_INFINITY, f32::max);
+    let mut sums = [0.0_f32; 16];
+    for line in scores {
+        for (sum, score) in sums.iter_mut().zip(&mut line.0) {
+            let weight = exp::<FUSED>(*score - max);
+            *score = if *score == f32::NEG_INFINITY { 0.0 } else { weight };
+            *sum += *score;
+        }
+    }
+    sums.into_iter().sum()
+}
+
+/// Weighted sums of `L` lines of the values from `line` on; a sum is one chain over the positions.
+#[inline(always)]
+fn weigh<const L: usize, const FUSED: bool>(
+    query: Query<'_>,
+    pages: &[&[Line]],
+    weights: &[Line],
+    line: usize,
+) -> [Line; L] {
+    let mut sums = [Line([0.0; 16]); L];
+    for (page, weights) in pages.iter().zip(weights) {
+        let values = page[query.head_dim..].chunks_exact(query.value_lines);
+        for (values, &weight) in values.zip(&weights.0) {
+            let values = &values[line..line + L];
+            for (sums, values) in sums.iter_mut().zip(values) {
+                for (sum, &value) in sums.0.iter_mut().zip(&values.0) {
+                    *sum = fma::<FUSED>(weight, value, *sum);
+                }
+            }
+        }
+    }
+    sums
+}
+
+#[inline(always)]
+fn store(sums: &[Line], total: f32, out: &mut [f32]) {
+    for (out, &sum) in out.iter_mut().zip(sums.iter().flat_map(|line| &line.0)) {
+        *out = sum / total;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::philox::Philox;
+
+    const SHAPE: Shape = Shape { n_layers: 2, n_kv_heads: 2, head_dim: 24 };
+    const N_HEADS: usize = 6;
+    const WIDTH: usize = (N_HEADS + 2 * 2) * 24;
+    const OUT: usize = N_HEADS * 24;
+
+    struct World {
+        gains: [Vec<f32>; 2],
+        cos: Vec<f32>,
+        sin: Vec<f32>,
+    }
+
+    impl World {
+        fn new() -> Self {
+            let rng = Philox::new(5, "attention");
+            let gains =
+                [0, 100].map(|at| (0..24).map(|i| 0.5 + rng.uniform(at + i) as f32).collect());
+            let angles = (0..100 * 12).map(|i| (i / 12) as f32 * 0.3_f32.powi(i % 12));
+            let (cos, sin) = angles.map(|angle| (angle.cos(), angle.sin())).unzip();
+            Self { gains, cos, sin }
+        }
+
+        fn layer(&self, index: usize) -> Layer<'_> {
+            let [q_gain, k_gain] = &self.gains;
+            let (cos, sin) = (&self.cos, &self.sin);
+            Layer { index, n_heads: N_HEADS, q_gain, k_gain, eps: 1e-6, cos, sin }
+        }
+
+        /// The definition, in `f64`: every row of one sequence, from the first.
+        fn reference(&self, qkv: &[f32]) -> Vec<f64> {
+            let n = qkv.len() / WIDTH;
+            let head = |row: usize, head: usize| &qkv[row * WIDTH + head * 24..][..24];
+            let turn = |x: &[f32], gain: &[f32], position: usize| -> Vec<f64> {
+                let mean = x.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>() / 24.0;
+                let scale = 1.0 / (mean + 1e-6).sqrt();
+                let x: Vec<f64> = x
+                    .iter()
+                    .zip(gain)
+                    .map(|(&x, &g)| f64::from(x) * f64::from(g) * scale)
+                    .collect();
+                let at = |table: &[f32], i: usize| f64::from(table[position * 12 + i % 12]);
+                (0..24)
+                    .map(|i| {
+                        let other = if i < 12 { -x[i + 12] } else { x[i - 12] };
+                        x[i] * at(&self.cos, i) + other * at(&self.sin, i)
+                    })
+                    .collect()
+            };
+            let mut out = Vec::new();
+            for (row, h) in (0..n).flat_map(|row| (0..N_HEADS).map(move |h| (row, h))) {
+                let kv = h / (N_HEADS / 2);
+                let q = turn(head(row, h), &self.gains[0], row);
+                let scores: Vec<f64> = (0..=row)
+                    .map(|j| {
+                        let k = turn(head(j, N_HEADS + kv), &self.gains[1], j);
+                        q.iter().zip(&k).map(|(q, k)| q * k).sum::<f64>() / 24_f64.sqrt()
+                    })
+                    .collect();
+                let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                let weights: Vec<f64> = scores.iter().map(|s| (s - max).exp()).collect();
+                let total: f64 = weights.iter().sum();
+                out.extend((0..24).map(|i| {
+                    let value = |j| f64::from(head(j, N_HEADS + 2 + kv)[i]);
+                    weights.iter().enumerate().map(|(j, w)| w * value(j)).sum::<f64>() / total
+                }));
+            }
+            out
+        }
+    }
+
+    fn random_qkv(n: usize) -> Vec<f32> {
+        let rng = Philox::new(9, "qkv");
+        (0..n * WIDTH).map(|i| rng.normal(i as u64) as f32).collect()
+    }
+
+    /// Runs the rows of one sequence in steps of the given sizes.
+    fn in_steps(isa: Isa, n_threads: usize, qkv: &[f32], sizes: &[usize]) -> Vec<f32> {
+        let (world, pool) = (World::new(), Pool::new(n_threads));
+        let mut cache = Cache::new(SHAPE, 16);
+        let mut sequence = cache.start();
+        let mut out = vec![0.0; qkv.len() / WIDTH * OUT];
+        let mut at = 0;
+        for &n in sizes {
+            cache.extend(&mut sequence, n).unwrap();
+            let rows: Vec<Row<'_>> =
+                (at..at + n).map(|position| Row { sequence: &sequence, position }).collect();
+            let step = Step::new(&cache, &rows);
+            let mut qkv = qkv[at * WIDTH..][..n * WIDTH].to_vec();
+            append(&pool, &mut cache, &step, &world.layer(1), &mut qkv);
+            let out = &mut out[at * OUT..][..n * OUT];
+            attend_with(isa, &pool, &cache, &step, &world.layer(1), &qkv, out);
+            at += n;
+        }
+        out
+    }
+
+    #[test]
+    fn agrees_with_the_definition() {
+        let qkv = random_qkv(83);
+        let expected = World::new().reference(&qkv);
+        for &isa in Isa::available() {
+            let out = in_steps(isa, 2, &qkv, &[83]);
+            for (i, (&out, &expected)) in out.iter().zip(&expected).enumerate() {
+                // Values are of order 1 and averaged: a few units of the last place.
+                let error = (f64::from(out) - expected).abs();
+                assert!(error < 5e-6, "{isa:?} at {i}: {out}, not {expected}");
+            }
+        }
+    }
+
+    #[test]
+    fn steps_and_threads_do_not_matter() {
+        let qkv = random_qkv(70);
+        let whole = in_steps(Isa::detect(), 1, &qkv, &[70]);
+        assert!(whole == in_steps(Isa::detect(), 3, &qkv, &[70]));
+        assert!(whole == in_steps(Isa::detect(), 2, &qkv, &[1; 70]));
+        assert!(whole == in_steps(Isa::detect(), 2, &qkv, &[15, 1, 17, 37]));
+        #[cfg(target_arch = "x86_64")]
+        if Isa::detect() == Isa::Avx512 {
+            assert!(whole == in_steps(Isa::Avx2, 2, &qkv, &[70]), "instruction sets round alike");
+        }
+    }
+
+    #[test]
+    fn a_fork_goes_on_as_its_parent_would() {
+        let (world, pool, qkv) = (World::new(), Pool::new(1), random_qkv(40));
+        let expected = in_steps(Isa::detect(), 1, &qkv, &[21, 19]);
+        let mut cache = Cache::new(SHAPE, 16);
+        let mut prompt = cache.start();
+        cache.extend(&mut prompt, 21).unwrap();
+        let run = |cache: &mut Cache, sequence: &Sequence, from: usize, to: usize| {
+            let rows: Vec<Row<'_>> =
+                (from..to).map(|position| Row { sequence, position }).collect();
+            let step = Step::new(cache, &rows);
+            let mut qkv = qkv[from * WIDTH..to * WIDTH].to_vec();
+            let mut out = vec![0.0; (to - from) * OUT];
+            append(&pool, cache, &step, &world.layer(1), &mut qkv);
+            attend(&pool, cache, &step, &world.layer(1), &qkv, &mut out);
+            out
+        };
+        run(&mut cache, &prompt, 0, 21);
+        for _ in 0..2 {
+            let mut fork = cache.fork(&prompt).unwrap();
+            cache.extend(&mut fork, 19).unwrap();
+            assert!(run(&mut cache, &fork, 21, 40) == expected[21 * OUT..]);
+        }
+    }
+}
