@@ -8,7 +8,7 @@
 
 pub mod attention;
 pub mod cache;
-mod isa;
+pub(crate) mod isa;
 pub mod linear;
 
 pub use attention::Row;

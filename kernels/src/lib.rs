@@ -8,5 +8,6 @@ pub mod int8_search;
 pub mod philox;
 pub mod pool;
 pub mod quantize;
+pub mod sampling;
 
 pub use pool::Pool;
