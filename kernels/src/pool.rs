@@ -2,11 +2,14 @@
 
 use rayon::prelude::*;
 
+use crate::isa::Isa;
+
 /// A fixed set of worker threads. Ops cut their work into tiles whose size does not depend on the
 /// number of threads, so that results do not either.
 pub struct Pool {
     workers: Option<rayon::ThreadPool>,
     n_threads: usize,
+    isa: Isa,
 }
 
 impl Pool {
@@ -15,6 +18,14 @@ impl Pool {
     /// # Panics
     /// When the system refuses to start a thread.
     pub fn new(n_threads: usize) -> Self {
+        Self::with_isa(n_threads, Isa::best())
+    }
+
+    /// A pool whose ops use the paths for `isa`, to compare them.
+    ///
+    /// # Panics
+    /// When the system refuses to start a thread.
+    pub fn with_isa(n_threads: usize, isa: Isa) -> Self {
         let n_threads = n_threads.max(1);
         let workers = (n_threads > 1).then(|| {
             rayon::ThreadPoolBuilder::new()
@@ -23,12 +34,17 @@ impl Pool {
                 .build()
                 .expect("the system starts worker threads")
         });
-        Self { workers, n_threads }
+        Self { workers, n_threads, isa }
     }
 
     /// Threads in the pool.
     pub fn n_threads(&self) -> usize {
         self.n_threads
+    }
+
+    /// The instruction set that ops on this pool use. (Matrix products choose their own.)
+    pub fn isa(&self) -> Isa {
+        self.isa
     }
 
     /// Runs `work(tile)` for every tile in `0..n_tiles`, in any order.
