@@ -1,6 +1,6 @@
 //! Pipelines as content-addressed tasks.
 //!
-//! Data flows one way: `spec` reads YAML into a checked pipeline, [`graph`] expands it into a
+//! Data flows one way: [`spec`] reads YAML into a checked pipeline, [`graph`] expands it into a
 //! directed acyclic graph of nodes, [`plan`] gives each node its key and says what must run,
 //! [`run`] obeys the pure state machine of `schedule`, and `store` and [`ledger`] keep what
 //! was made. The crate knows nothing of language models.
@@ -13,4 +13,5 @@ pub mod key;
 pub mod ledger;
 pub mod plan;
 pub mod run;
+pub mod spec;
 pub mod task;

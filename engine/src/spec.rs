@@ -1,0 +1,151 @@
+//! YAML text -> a checked [`Pipeline`], or every mistake at once.
+//!
+//! A file passes through four steps, and each goes on after a mistake, so that one reading finds
+//! them all: `yaml` reads text into a tree with places, `check` takes it apart into declarations and
+//! entries, `expand` makes the nodes of each entry with typed params, and `wire` connects them and
+//! puts them in order.
+
+mod check;
+mod expand;
+mod expr;
+mod mistake;
+mod nearest;
+mod params;
+mod reference;
+mod resolve;
+mod scalar;
+mod schema;
+mod settings;
+mod wire;
+mod yaml;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+pub use mistake::{Mistake, Mistakes, Source};
+
+use crate::graph::Pipeline;
+use crate::task::Registry;
+
+/// Largest pipeline file.
+const FILE_BYTES_MAX: u64 = 256 << 20;
+
+/// What was found in a pipeline file.
+#[derive(Clone)]
+pub struct Checked {
+    /// The pipeline; `None` when there are errors.
+    pub pipeline: Option<Pipeline>,
+    /// Errors and warnings, in the order of the file.
+    pub mistakes: Mistakes,
+}
+
+/// Reads a pipeline file. `overrides` are the `name=value` pairs of `--set`.
+///
+/// # Errors
+/// Every mistake in it. Warnings alone are no error; [`check_file`] returns them too.
+pub fn load(
+    path: &Path,
+    overrides: &[(String, String)],
+    registry: &Registry,
+) -> Result<Pipeline, Mistakes> {
+    let Checked { pipeline, mistakes } = check_file(path, overrides, registry);
+    pipeline.ok_or(mistakes)
+}
+
+/// Reads a pipeline file and says all that was found.
+pub fn check_file(path: &Path, overrides: &[(String, String)], registry: &Registry) -> Checked {
+    match read_text(path) {
+        Ok(text) => check(path, &text, overrides, registry, &|name| std::env::var(name).ok()),
+        Err(mistake) => Checked { pipeline: None, mistakes: (*mistake).into() },
+    }
+}
+
+/// Reads pipeline text as if it stood in the file `path`, with no environment variables.
+///
+/// # Errors
+/// Every mistake in it.
+pub fn parse(
+    path: &Path,
+    text: &str,
+    overrides: &[(String, String)],
+    registry: &Registry,
+) -> Result<Pipeline, Mistakes> {
+    let Checked { pipeline, mistakes } = check(path, text, overrides, registry, &|_| None);
+    pipeline.ok_or(mistakes)
+}
+
+/// Reads pipeline text as if it stood in the file `path`; `variable` gives the environment.
+pub fn check(
+    path: &Path,
+    text: &str,
+    overrides: &[(String, String)],
+    registry: &Registry,
+    variable: &dyn Fn(&str) -> Option<String>,
+) -> Checked {
+    let source = Arc::new(Source::new(&path.to_string_lossy(), text.into()));
+    let mut sink = mistake::Sink::new(Arc::clone(&source));
+    let pipeline = read(path, &source, overrides, registry, variable, &mut sink);
+    let pipeline = pipeline.filter(|_| sink.n_errors() == 0);
+    Checked { pipeline, mistakes: sink.finish() }
+}
+
+fn read(
+    path: &Path,
+    source: &Arc<Source>,
+    overrides: &[(String, String)],
+    registry: &Registry,
+    variable: &dyn Fn(&str) -> Option<String>,
+    sink: &mut mistake::Sink,
+) -> Option<Pipeline> {
+    let text = Arc::clone(source.text());
+    let yaml = yaml::read(&text, source, sink)?;
+    let env = expr::environment();
+    let evaluator = expr::Evaluator::new(&env, source);
+    let mut reader = check::Reader { source, registry, sink, evaluator, kinds: BTreeMap::new() };
+    let document = check::document(&mut reader, &yaml, path, overrides, variable)?;
+    let instances = expand::instances(&mut reader, &document);
+    let nodes = wire::nodes(&mut reader, &document, instances);
+    check::report_unused(&mut reader, &document);
+    Some(Pipeline {
+        name: document.name,
+        path: path.to_owned(),
+        text: Arc::clone(&text),
+        params: document.params,
+        nodes,
+    })
+}
+
+fn read_text(path: &Path) -> Result<String, Box<Mistake>> {
+    let cannot_read = |error: &io::Error| {
+        let message = format!("cannot read the pipeline `{}`: {error}", path.display());
+        Box::new(Mistake::new("spec::unreadable", message))
+    };
+    let n_bytes = fs::metadata(path).map_err(|error| cannot_read(&error))?.len();
+    if n_bytes > FILE_BYTES_MAX {
+        let message = format!(
+            "`{}` has {n_bytes} bytes; a pipeline file has at most {FILE_BYTES_MAX}",
+            path.display()
+        );
+        return Err(Box::new(Mistake::new("spec::too_large", message)));
+    }
+    let bytes = fs::read(path).map_err(|error| cannot_read(&error))?;
+    String::from_utf8(bytes).map_err(|error| {
+        let n_valid = error.utf8_error().valid_up_to();
+        let before = &error.as_bytes()[..n_valid];
+        let line = before.split(|byte| *byte == b'\n').count();
+        let message = format!(
+            "`{}` is not UTF-8: line {line} holds the byte 0x{:02x}",
+            path.display(),
+            error.as_bytes()[n_valid]
+        );
+        Box::new(
+            Mistake::new("spec::not_utf8", message).help("save the file as UTF-8 and try again"),
+        )
+    })
+}

@@ -1,0 +1,1 @@
+//! The mistakes that users make, as they see them.
