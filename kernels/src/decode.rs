@@ -8,24 +8,8 @@
 
 pub mod attention;
 pub mod cache;
-pub(crate) mod isa;
 pub mod linear;
 
 pub use attention::Row;
 pub use cache::{Cache, Sequence};
 pub use linear::Packed;
-
-/// A raw pointer that worker threads share to write disjoint parts of one buffer.
-#[derive(Clone, Copy)]
-struct Shared(*mut f32);
-
-// SAFETY: Each user states which elements a tile writes; tiles of one parallel region never overlap.
-unsafe impl Send for Shared {}
-// SAFETY: As above.
-unsafe impl Sync for Shared {}
-
-impl Shared {
-    fn get(self) -> *mut f32 {
-        self.0
-    }
-}

@@ -47,6 +47,15 @@ impl Pool {
         self.isa
     }
 
+    /// Runs `work` on a worker thread, where the parallel parts of ops start without waking the
+    /// pool each time: for long chains of small ops.
+    pub fn enter<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
+        match &self.workers {
+            Some(workers) => workers.install(work),
+            None => work(),
+        }
+    }
+
     /// Runs `work(tile)` for every tile in `0..n_tiles`, in any order.
     pub fn for_each(&self, n_tiles: usize, work: impl Fn(usize) + Sync + Send) {
         match &self.workers {

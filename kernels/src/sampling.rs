@@ -12,7 +12,8 @@
 //! # Source
 //! Holtzman et al., "The curious case of neural text degeneration", arXiv 1904.09751, section 3.1.
 
-use crate::decode::isa::{FUSED, Isa, exp};
+use crate::isa::{Isa, per_isa};
+use crate::lanes::{self, exp};
 
 /// The weight of the likeliest token.
 const ONE: f32 = (1_u64 << 40) as f32;
@@ -53,8 +54,8 @@ impl Cut {
 }
 
 /// Draws tokens; holds the buffers that a draw needs.
-#[derive(Default)]
 pub struct Sampler {
+    isa: Isa,
     likelihoods: Vec<f32>,
     masses: Vec<u64>,
     counts: Vec<u32>,
@@ -62,6 +63,12 @@ pub struct Sampler {
 }
 
 impl Sampler {
+    /// A sampler that computes with `isa`.
+    pub fn new(isa: Isa) -> Self {
+        let (likelihoods, masses, counts) = (Vec::new(), Vec::new(), Vec::new());
+        Self { isa, likelihoods, masses, counts, bucket: Vec::new() }
+    }
+
     /// The token that `random`, uniform over all 64-bit integers, selects from `logits`.
     ///
     /// # Errors
@@ -100,7 +107,10 @@ impl Sampler {
     fn select(&mut self, logits: &[f32], policy: &Policy) -> Result<Cut, NotFinite> {
         assert!(policy.temperature > 0.0, "temperature {} is not above 0", policy.temperature);
         assert!(policy.top_p > 0.0 && policy.top_p <= 1.0, "top_p {}", policy.top_p);
-        likelihoods(logits, policy.temperature, &mut self.likelihoods)?;
+        self.likelihoods.resize(logits.len(), 0.0);
+        if !likelihoods(self.isa, logits, policy.temperature, &mut self.likelihoods) {
+            return Err(NotFinite);
+        }
         self.masses.clear();
         self.masses.resize(N_BUCKETS, 0);
         self.counts.clear();
@@ -187,9 +197,11 @@ pub fn penalize(logits: &mut [f32], seen: &[u32], penalty: f32) {
 ///
 /// # Errors
 /// [`NotFinite`] when the logits give no distribution.
-pub fn reference(logits: &[f32], policy: &Policy) -> Result<Vec<u32>, NotFinite> {
-    let mut values = Vec::new();
-    likelihoods(logits, policy.temperature, &mut values)?;
+pub fn reference(isa: Isa, logits: &[f32], policy: &Policy) -> Result<Vec<u32>, NotFinite> {
+    let mut values = vec![0.0; logits.len()];
+    if !likelihoods(isa, logits, policy.temperature, &mut values) {
+        return Err(NotFinite);
+    }
     let mut order: Vec<(u64, u32)> =
         values.iter().map(|&likelihood| weight(likelihood)).zip(0..).collect();
     order.retain(|&(weight, _)| weight > 0);
@@ -225,51 +237,19 @@ fn bucket(weight: u64) -> Option<usize> {
     (weight > 0).then(|| (bucket - BUCKET_MIN) as usize)
 }
 
-/// Writes `e^((x - max) / temperature)`, 1 for the largest logit.
-fn likelihoods(logits: &[f32], temperature: f32, out: &mut Vec<f32>) -> Result<(), NotFinite> {
-    out.clear();
-    out.resize(logits.len(), 0.0);
-    let finite = match Isa::detect() {
-        // SAFETY: `Isa::detect` found AVX-512.
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => unsafe { likelihoods_avx512(logits, temperature, out) },
-        // SAFETY: `Isa::detect` found AVX2 and FMA.
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => unsafe { likelihoods_avx2(logits, temperature, out) },
-        Isa::Portable => likelihoods_body::<FUSED>(logits, temperature, out),
-    };
-    if finite { Ok(()) } else { Err(NotFinite) }
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,fma")]
-fn likelihoods_avx512(logits: &[f32], temperature: f32, out: &mut [f32]) -> bool {
-    likelihoods_body::<true>(logits, temperature, out)
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-fn likelihoods_avx2(logits: &[f32], temperature: f32, out: &mut [f32]) -> bool {
-    likelihoods_body::<true>(logits, temperature, out)
-}
-
-#[expect(clippy::inline_always, reason = "the body is compiled once per instruction set")]
-#[inline(always)]
-fn likelihoods_body<const FUSED: bool>(logits: &[f32], temperature: f32, out: &mut [f32]) -> bool {
-    let mut max = [f32::NEG_INFINITY; 16];
-    let mut n_nan = 0_u32;
-    for logits in logits.chunks(16) {
-        for (max, &logit) in max.iter_mut().zip(logits) {
-            *max = if logit > *max { logit } else { *max };
+per_isa! {
+    /// Writes `e^((x - max) / temperature)`, 1 for the largest logit; whether they are a
+    /// distribution.
+    fn likelihoods<M>(logits: &[f32], temperature: f32, out: &mut [f32]) -> bool {
+        let max = lanes::max(logits);
+        let scale = 1.0 / temperature;
+        let mut n_nan = 0_u32;
+        for (out, &logit) in out.iter_mut().zip(logits) {
             n_nan += u32::from(logit.is_nan());
+            *out = exp::<M>((logit - max) * scale);
         }
+        n_nan == 0 && max.is_finite()
     }
-    let max = max.into_iter().fold(f32::NEG_INFINITY, f32::max);
-    let scale = 1.0 / temperature;
-    for (out, &logit) in out.iter_mut().zip(logits) {
-        *out = exp::<FUSED>((logit - max) * scale);
-    }
-    n_nan == 0 && max.is_finite()
 }
 
 #[cfg(test)]
@@ -290,7 +270,7 @@ mod tests {
 
     #[test]
     fn keeps_what_a_full_sort_keeps() {
-        let mut sampler = Sampler::default();
+        let mut sampler = Sampler::new(Isa::best());
         for (seed, &n) in (0..).zip(&[1, 2, 17, 64, 1000, 4096]) {
             for spread in [0.0, 0.1, 1.0, 3.0, 20.0] {
                 let mut logits = logits(seed, n, spread);
@@ -300,7 +280,7 @@ mod tests {
                     for top_k in [0, 1, 5, 64, 5000] {
                         for temperature in [0.2, 1.0, 2.5] {
                             let policy = policy(temperature, top_k, top_p);
-                            let expected = reference(&logits, &policy);
+                            let expected = reference(Isa::best(), &logits, &policy);
                             assert_eq!(sampler.kept(&logits, &policy), expected, "{n} {policy:?}");
                         }
                     }
@@ -326,7 +306,7 @@ mod tests {
         assert!(cases.len() >= 10);
         for case in cases {
             let policy = policy(case.temperature, case.top_k, case.top_p);
-            let kept = Sampler::default().kept(&case.logits, &policy).unwrap();
+            let kept = Sampler::new(Isa::best()).kept(&case.logits, &policy).unwrap();
             assert_eq!(kept, case.kept, "{policy:?}");
         }
     }
@@ -336,13 +316,13 @@ mod tests {
         const N_DRAWS: u64 = 100_000;
         let logits = logits(3, 40, 1.5);
         for policy in [policy(1.0, 0, 0.9), policy(0.7, 12, 1.0), policy(1.3, 0, 1.0)] {
-            let kept = reference(&logits, &policy).unwrap();
+            let kept = reference(Isa::best(), &logits, &policy).unwrap();
             let likelihood =
                 |id: u32| (f64::from(logits[id as usize]) / f64::from(policy.temperature)).exp();
             let total: f64 = kept.iter().map(|&id| likelihood(id)).sum();
             let rng = Philox::new(11, "draws");
             let mut counts = vec![0_u64; logits.len()];
-            let mut sampler = Sampler::default();
+            let mut sampler = Sampler::new(Isa::best());
             for i in 0..N_DRAWS {
                 counts[sampler.draw(&logits, &policy, rng.u64(i)).unwrap() as usize] += 1;
             }
@@ -364,7 +344,7 @@ mod tests {
     #[test]
     fn what_is_no_distribution_is_refused() {
         let all = policy(1.0, 0, 1.0);
-        let mut sampler = Sampler::default();
+        let mut sampler = Sampler::new(Isa::best());
         for logits in [vec![], vec![0.0, f32::NAN], vec![f32::NEG_INFINITY; 3], vec![f32::INFINITY]]
         {
             assert_eq!(sampler.draw(&logits, &all, 5), Err(NotFinite));

@@ -6,6 +6,7 @@
 
 pub mod arch;
 pub mod config;
+pub mod generate;
 pub mod hf;
 pub mod init;
 pub mod weights;

@@ -1,12 +1,14 @@
 //! Attention of single queries over the paged key-value cache.
 
-#![expect(clippy::inline_always, reason = "the bodies are compiled once per instruction set")]
+#![expect(clippy::inline_always, reason = "a call would leave the caller's instruction set")]
 
-use super::Shared;
 use super::cache::{Cache, PAGE, Sequence, Shape};
-use super::isa::{FUSED, Isa, exp, fma};
 use super::linear::Line;
 use crate::Pool;
+use crate::disjoint::Disjoint;
+use crate::isa::{Arith, Isa, per_isa};
+use crate::lanes::{self, N_LANES, exp};
+use crate::qk_norm_rope::Table;
 
 /// Positions times heads that pay for handing work to another thread.
 const GRAIN: usize = 256;
@@ -45,10 +47,8 @@ pub struct Layer<'a> {
     pub k_gain: &'a [f32],
     /// Added to the mean square.
     pub eps: f32,
-    /// Cosines of the rotation, `[positions, head_dim / 2]`.
-    pub cos: &'a [f32],
-    /// Sines of the rotation, `[positions, head_dim / 2]`.
-    pub sin: &'a [f32],
+    /// The rotation of every position.
+    pub table: &'a Table,
 }
 
 impl Step {
@@ -91,11 +91,10 @@ impl Layer<'_> {
     }
 }
 
-/// Normalizes and rotates the queries and keys of every row, and puts keys and values into the
-/// cache.
+/// Normalizes and rotates the queries and keys of every row in place, and puts keys and values into
+/// the cache.
 ///
-/// `qkv`: `[rows, (n_heads + 2 n_kv_heads) head_dim]`, a row being queries, keys, values. Queries
-/// are changed in place; keys and values keep what the projection gave.
+/// `qkv`: `[rows, (n_heads + 2 n_kv_heads) head_dim]`, a row being queries, keys, values.
 ///
 /// # Panics
 /// When shapes disagree or a position has no rotation.
@@ -103,62 +102,56 @@ pub fn append(pool: &Pool, cache: &mut Cache, step: &Step, layer: &Layer<'_>, qk
     let shape = cache.shape();
     layer.check(shape, step.n_rows(), qkv);
     let width = qkv.len() / step.n_rows().max(1);
-    let heads: Vec<Shared> = step
-        .rows
-        .iter()
-        .flat_map(|row| {
-            let page = step.pages[row.first_page + row.position / PAGE];
-            (0..shape.n_kv_heads).map(move |kv_head| (page, kv_head))
-        })
-        .map(|(page, head)| Shared(cache.head_mut(page, layer.index, head).as_mut_ptr().cast()))
-        .collect();
     // A row is little work: only larger steps are worth several threads.
     let chunk_rows = if step.n_rows() < 16 { 16 } else { 4 };
     pool.for_chunks(qkv, chunk_rows * width.max(1), |chunk, qkv| {
-        for (row, qkv) in (chunk * chunk_rows..).zip(qkv.chunks_exact_mut(width)) {
-            let heads = &heads[row * shape.n_kv_heads..][..shape.n_kv_heads];
-            append_row(step.rows[row].position, layer, shape, heads, qkv);
+        for (place, qkv) in step.rows[chunk * chunk_rows..].iter().zip(qkv.chunks_exact_mut(width))
+        {
+            let (q, kv) = qkv.split_at_mut(layer.n_heads * shape.head_dim);
+            let k = &mut kv[..shape.n_kv_heads * shape.head_dim];
+            let turn = layer.table.row(place.position);
+            normalize_rotate(pool.isa(), q, layer.q_gain, layer.eps, turn);
+            normalize_rotate(pool.isa(), k, layer.k_gain, layer.eps, turn);
         }
     });
-}
-
-fn append_row(position: usize, layer: &Layer<'_>, shape: Shape, heads: &[Shared], qkv: &mut [f32]) {
-    let head_dim = shape.head_dim;
-    let (q, kv) = qkv.split_at_mut(layer.n_heads * head_dim);
-    let (k, v) = kv.split_at(shape.n_kv_heads * head_dim);
-    let half = head_dim / 2;
-    let [cos, sin] = [layer.cos, layer.sin].map(|table| &table[position * half..][..half]);
-    for q in q.chunks_exact_mut(head_dim) {
-        normalize_rotate(q, layer.q_gain, layer.eps, cos, sin);
-    }
-    let mut rotated = vec![0.0; head_dim];
-    let lane = position % PAGE;
-    for ((k, v), head) in k.chunks_exact(head_dim).zip(v.chunks_exact(head_dim)).zip(heads) {
-        rotated.copy_from_slice(k);
-        normalize_rotate(&mut rotated, layer.k_gain, layer.eps, cos, sin);
-        for (i, &k) in rotated.iter().enumerate() {
-            // SAFETY: `head` points at the `head_lines` lines of a page; keys are its first
-            // `head_dim` lines. `Step::new` checked that no other row has this page and lane.
-            unsafe { *head.get().add(i * PAGE + lane) = k };
-        }
-        let at = head_dim * PAGE + lane * shape.value_lines() * 16;
-        for (i, &v) in v.iter().enumerate() {
-            // SAFETY: The values of `lane` follow the keys, `value_lines` lines a position.
-            unsafe { *head.get().add(at + i) = v };
+    for (place, qkv) in step.rows.iter().zip(qkv.chunks_exact(width.max(1))) {
+        let page = step.pages[place.first_page + place.position / PAGE];
+        let kv = &qkv[layer.n_heads * shape.head_dim..];
+        let (keys, values) = kv.split_at(shape.n_kv_heads * shape.head_dim);
+        let heads = keys.chunks_exact(shape.head_dim).zip(values.chunks_exact(shape.head_dim));
+        for (kv_head, (k, v)) in heads.enumerate() {
+            let lines = cache.head_mut(page, layer.index, kv_head);
+            write(lines, place.position % PAGE, shape, k, v);
         }
     }
 }
 
-/// `x = rotate(x * gain / rms(x))`, pairs `(i, i + head_dim / 2)` as Hugging Face's Qwen3.
-fn normalize_rotate(x: &mut [f32], gain: &[f32], eps: f32, cos: &[f32], sin: &[f32]) {
-    let squares: f64 = x.iter().map(|&x| f64::from(x) * f64::from(x)).sum();
-    let scale = (1.0 / (squares / x.len() as f64 + f64::from(eps)).sqrt()) as f32;
-    let (left, right) = x.split_at_mut(cos.len());
-    let (left_gain, right_gain) = gain.split_at(cos.len());
-    for i in 0..cos.len() {
-        let (a, b) = (left[i] * scale * left_gain[i], right[i] * scale * right_gain[i]);
-        left[i] = a * cos[i] - b * sin[i];
-        right[i] = b * cos[i] + a * sin[i];
+/// Writes one position of one head of a page.
+fn write(lines: &mut [Line], lane: usize, shape: Shape, k: &[f32], v: &[f32]) {
+    let (keys, values) = lines.split_at_mut(shape.head_dim);
+    for (line, &k) in keys.iter_mut().zip(k) {
+        line.0[lane] = k;
+    }
+    let values = &mut values[lane * shape.value_lines()..][..shape.value_lines()];
+    for (line, v) in values.iter_mut().zip(v.chunks(16)) {
+        line.0[..v.len()].copy_from_slice(v);
+    }
+}
+
+per_isa! {
+    /// `x = rotate(x * gain / rms(x))` for each head in `x`, pairs `(i, i + head_dim / 2)`.
+    fn normalize_rotate<M>(x: &mut [f32], gain: &[f32], eps: f32, turn: (&[f32], &[f32])) {
+        let (cos, sin) = turn;
+        for x in x.chunks_exact_mut(gain.len()) {
+            let scale = 1.0 / (lanes::dot::<M>(x, x) / x.len() as f32 + eps).sqrt();
+            let (left, right) = x.split_at_mut(cos.len());
+            let (left_gain, right_gain) = gain.split_at(cos.len());
+            for i in 0..cos.len() {
+                let (a, b) = (left[i] * scale * left_gain[i], right[i] * scale * right_gain[i]);
+                left[i] = a * cos[i] - b * sin[i];
+                right[i] = b * cos[i] + a * sin[i];
+            }
+        }
     }
 }
 
@@ -176,18 +169,6 @@ pub fn attend(
     qkv: &[f32],
     out: &mut [f32],
 ) {
-    attend_with(Isa::detect(), pool, cache, step, layer, qkv, out);
-}
-
-fn attend_with(
-    isa: Isa,
-    pool: &Pool,
-    cache: &Cache,
-    step: &Step,
-    layer: &Layer<'_>,
-    qkv: &[f32],
-    out: &mut [f32],
-) {
     let shape = cache.shape();
     layer.check(shape, step.n_rows(), qkv);
     let width = qkv.len() / step.n_rows().max(1);
@@ -197,7 +178,7 @@ fn attend_with(
     let n_items = step.n_rows() * shape.n_kv_heads;
     let work: usize = step.rows.iter().map(|row| row.position * layer.n_heads).sum();
     let n_tasks = (work / GRAIN).clamp(1, 8 * pool.n_threads()).min(n_items.max(1));
-    let shared = Shared(out.as_mut_ptr());
+    let out = Disjoint::new(out);
     pool.for_each(n_tasks, |task| {
         let mut scores = Vec::new();
         for item in task * n_items / n_tasks..(task + 1) * n_items / n_tasks {
@@ -213,9 +194,9 @@ fn attend_with(
                 value_lines: shape.value_lines(),
             };
             let at = row * q_width + kv_head * group;
-            // SAFETY: `at + group <= rows * q_width`, and no other item writes these elements.
-            let out = unsafe { std::slice::from_raw_parts_mut(shared.get().add(at), group) };
-            query.run(isa, &pages, &mut scores, out);
+            // SAFETY: No other item writes these elements.
+            let out = unsafe { out.slice(at..at + group) };
+            query.run(pool.isa(), &pages, &mut scores, out);
         }
     });
 }
@@ -234,34 +215,20 @@ impl Query<'_> {
         scores.resize(pages.len(), Line([0.0; 16]));
         let pairs = self.q.chunks_exact(self.head_dim).zip(out.chunks_exact_mut(self.head_dim));
         for (q, out) in pairs {
-            match isa {
-                // SAFETY: `Isa::available` found AVX-512.
-                #[cfg(target_arch = "x86_64")]
-                Isa::Avx512 => unsafe { head_avx512(self, q, pages, scores, out) },
-                // SAFETY: `Isa::available` found AVX2 and FMA.
-                #[cfg(target_arch = "x86_64")]
-                Isa::Avx2 => unsafe { head_avx2(self, q, pages, scores, out) },
-                Isa::Portable => head::<FUSED>(self, q, pages, scores, out),
-            }
+            head(isa, self, q, pages, scores, out);
         }
     }
 }
 
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,fma")]
-fn head_avx512(query: Query<'_>, q: &[f32], pages: &[&[Line]], s: &mut [Line], out: &mut [f32]) {
-    head::<true>(query, q, pages, s, out);
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-fn head_avx2(query: Query<'_>, q: &[f32], pages: &[&[Line]], s: &mut [Line], out: &mut [f32]) {
-    head::<true>(query, q, pages, s, out);
+per_isa! {
+    fn head<M>(query: Query<'_>, q: &[f32], pages: &[&[Line]], scores: &mut [Line], out: &mut [f32]) {
+        head_body::<M>(query, q, pages, scores, out);
+    }
 }
 
 /// One query: scores of all positions, softmax, weighted sum of values.
 #[inline(always)]
-fn head<const FUSED: bool>(
+fn head_body<M: Arith>(
     query: Query<'_>,
     q: &[f32],
     pages: &[&[Line]],
@@ -271,23 +238,23 @@ fn head<const FUSED: bool>(
     let scale = 1.0 / (query.head_dim as f32).sqrt();
     let mut done = 0;
     while pages.len() - done >= 4 {
-        let lines = score::<4, FUSED>(q, [0, 1, 2, 3].map(|i| pages[done + i]), scale);
+        let lines = score::<4, M>(q, [0, 1, 2, 3].map(|i| pages[done + i]), scale);
         scores[done..done + 4].copy_from_slice(&lines);
         done += 4;
     }
     for (page, scores) in pages.iter().zip(&mut *scores).skip(done) {
-        [*scores] = score::<1, FUSED>(q, [page], scale);
+        [*scores] = score::<1, M>(q, [page], scale);
     }
-    let total = softmax::<FUSED>(scores, query.n_positions);
+    let total = softmax::<M>(scores, query.n_positions);
     let mut line = 0;
     while line < query.value_lines {
         let first = line * 16;
         if query.value_lines - line >= 4 {
-            let sums = weigh::<4, FUSED>(query, pages, scores, line);
+            let sums = weigh::<4, M>(query, pages, scores, line);
             store(&sums, total, &mut out[first..]);
             line += 4;
         } else {
-            let sums = weigh::<1, FUSED>(query, pages, scores, line);
+            let sums = weigh::<1, M>(query, pages, scores, line);
             store(&sums, total, &mut out[first..]);
             line += 1;
         }
@@ -296,17 +263,13 @@ fn head<const FUSED: bool>(
 
 /// Scaled scores of `P` pages; a score is one chain over the dimensions.
 #[inline(always)]
-fn score<const P: usize, const FUSED: bool>(
-    q: &[f32],
-    pages: [&[Line]; P],
-    scale: f32,
-) -> [Line; P] {
+fn score<const P: usize, M: Arith>(q: &[f32], pages: [&[Line]; P], scale: f32) -> [Line; P] {
     let keys = pages.map(|page| &page[..q.len()]);
     let mut sums = [Line([0.0; 16]); P];
     for (i, &q) in q.iter().enumerate() {
         for (sums, keys) in sums.iter_mut().zip(&keys) {
             for (sum, &key) in sums.0.iter_mut().zip(&keys[i].0) {
-                *sum = fma::<FUSED>(q, key, *sum);
+                *sum = M::mul_add(q, key, *sum);
             }
         }
     }
@@ -318,32 +281,30 @@ fn score<const P: usize, const FUSED: bool>(
 
 /// Replaces scores by `e^(score - max)` and gives their sum; places past the end get 0.
 #[inline(always)]
-fn softmax<const FUSED: bool>(scores: &mut [Line], n_positions: usize) -> f32 {
+fn softmax<M: Arith>(scores: &mut [Line], n_positions: usize) -> f32 {
     if let Some(last) = scores.last_mut() {
         let used = n_positions - (n_positions - 1) / PAGE * PAGE;
         last.0[used..].fill(f32::NEG_INFINITY);
     }
-    let mut max = [f32::NEG_INFINITY; 16];
+    let mut max = f32::NEG_INFINITY;
     for line in &*scores {
-        for (max, &score) in max.iter_mut().zip(&line.0) {
-            *max = if score > *max { score } else { *max };
-        }
+        let line = lanes::max(&line.0);
+        max = if line > max { line } else { max };
     }
-    let max = max.into_iter().fold(f32::NEG_INFINITY, f32::max);
-    let mut sums = [0.0_f32; 16];
+    let mut sums = [0.0_f32; N_LANES];
     for line in scores {
         for (sum, score) in sums.iter_mut().zip(&mut line.0) {
-            let weight = exp::<FUSED>(*score - max);
-            *score = if *score == f32::NEG_INFINITY { 0.0 } else { weight };
+            // Below -87 the exponential is 0, so places past the end weigh nothing.
+            *score = exp::<M>(*score - max);
             *sum += *score;
         }
     }
-    sums.into_iter().sum()
+    lanes::fold(sums, 0.0)
 }
 
 /// Weighted sums of `L` lines of the values from `line` on; a sum is one chain over the positions.
 #[inline(always)]
-fn weigh<const L: usize, const FUSED: bool>(
+fn weigh<const L: usize, M: Arith>(
     query: Query<'_>,
     pages: &[&[Line]],
     weights: &[Line],
@@ -356,7 +317,7 @@ fn weigh<const L: usize, const FUSED: bool>(
             let values = &values[line..line + L];
             for (sums, values) in sums.iter_mut().zip(values) {
                 for (sum, &value) in sums.0.iter_mut().zip(&values.0) {
-                    *sum = fma::<FUSED>(weight, value, *sum);
+                    *sum = M::mul_add(weight, value, *sum);
                 }
             }
         }
@@ -383,8 +344,7 @@ mod tests {
 
     struct World {
         gains: [Vec<f32>; 2],
-        cos: Vec<f32>,
-        sin: Vec<f32>,
+        table: Table,
     }
 
     impl World {
@@ -392,15 +352,12 @@ mod tests {
             let rng = Philox::new(5, "attention");
             let gains =
                 [0, 100].map(|at| (0..24).map(|i| 0.5 + rng.uniform(at + i) as f32).collect());
-            let angles = (0..100 * 12).map(|i| (i / 12) as f32 * 0.3_f32.powi(i % 12));
-            let (cos, sin) = angles.map(|angle| (angle.cos(), angle.sin())).unzip();
-            Self { gains, cos, sin }
+            Self { gains, table: Table::new(100.0, 24, 100) }
         }
 
         fn layer(&self, index: usize) -> Layer<'_> {
             let [q_gain, k_gain] = &self.gains;
-            let (cos, sin) = (&self.cos, &self.sin);
-            Layer { index, n_heads: N_HEADS, q_gain, k_gain, eps: 1e-6, cos, sin }
+            Layer { index, n_heads: N_HEADS, q_gain, k_gain, eps: 1e-6, table: &self.table }
         }
 
         /// The definition, in `f64`: every row of one sequence, from the first.
@@ -415,11 +372,11 @@ mod tests {
                     .zip(gain)
                     .map(|(&x, &g)| f64::from(x) * f64::from(g) * scale)
                     .collect();
-                let at = |table: &[f32], i: usize| f64::from(table[position * 12 + i % 12]);
+                let angle = |i: usize| position as f64 * 100_f64.powf(-((i % 12) as f64) / 12.0);
                 (0..24)
                     .map(|i| {
                         let other = if i < 12 { -x[i + 12] } else { x[i - 12] };
-                        x[i] * at(&self.cos, i) + other * at(&self.sin, i)
+                        x[i] * angle(i).cos() + other * angle(i).sin()
                     })
                     .collect()
             };
@@ -451,8 +408,8 @@ mod tests {
     }
 
     /// Runs the rows of one sequence in steps of the given sizes.
-    fn in_steps(isa: Isa, n_threads: usize, qkv: &[f32], sizes: &[usize]) -> Vec<f32> {
-        let (world, pool) = (World::new(), Pool::new(n_threads));
+    fn in_steps(pool: &Pool, qkv: &[f32], sizes: &[usize]) -> Vec<f32> {
+        let world = World::new();
         let mut cache = Cache::new(SHAPE, 16);
         let mut sequence = cache.start();
         let mut out = vec![0.0; qkv.len() / WIDTH * OUT];
@@ -463,9 +420,9 @@ mod tests {
                 (at..at + n).map(|position| Row { sequence: &sequence, position }).collect();
             let step = Step::new(&cache, &rows);
             let mut qkv = qkv[at * WIDTH..][..n * WIDTH].to_vec();
-            append(&pool, &mut cache, &step, &world.layer(1), &mut qkv);
+            append(pool, &mut cache, &step, &world.layer(1), &mut qkv);
             let out = &mut out[at * OUT..][..n * OUT];
-            attend_with(isa, &pool, &cache, &step, &world.layer(1), &qkv, out);
+            attend(pool, &cache, &step, &world.layer(1), &qkv, out);
             at += n;
         }
         out
@@ -475,12 +432,12 @@ mod tests {
     fn agrees_with_the_definition() {
         let qkv = random_qkv(83);
         let expected = World::new().reference(&qkv);
-        for &isa in Isa::available() {
-            let out = in_steps(isa, 2, &qkv, &[83]);
+        for isa in Isa::available() {
+            let out = in_steps(&Pool::with_isa(2, isa), &qkv, &[83]);
             for (i, (&out, &expected)) in out.iter().zip(&expected).enumerate() {
                 // Values are of order 1 and averaged: a few units of the last place.
                 let error = (f64::from(out) - expected).abs();
-                assert!(error < 5e-6, "{isa:?} at {i}: {out}, not {expected}");
+                assert!(error < 5e-6, "{} at {i}: {out}, not {expected}", isa.name());
             }
         }
     }
@@ -488,20 +445,19 @@ mod tests {
     #[test]
     fn steps_and_threads_do_not_matter() {
         let qkv = random_qkv(70);
-        let whole = in_steps(Isa::detect(), 1, &qkv, &[70]);
-        assert!(whole == in_steps(Isa::detect(), 3, &qkv, &[70]));
-        assert!(whole == in_steps(Isa::detect(), 2, &qkv, &[1; 70]));
-        assert!(whole == in_steps(Isa::detect(), 2, &qkv, &[15, 1, 17, 37]));
-        #[cfg(target_arch = "x86_64")]
-        if Isa::detect() == Isa::Avx512 {
-            assert!(whole == in_steps(Isa::Avx2, 2, &qkv, &[70]), "instruction sets round alike");
+        for isa in Isa::available() {
+            let pool = |n_threads| Pool::with_isa(n_threads, isa);
+            let whole = in_steps(&pool(1), &qkv, &[70]);
+            assert!(whole == in_steps(&pool(3), &qkv, &[70]));
+            assert!(whole == in_steps(&pool(2), &qkv, &[1; 70]));
+            assert!(whole == in_steps(&pool(2), &qkv, &[15, 1, 17, 37]));
         }
     }
 
     #[test]
     fn a_fork_goes_on_as_its_parent_would() {
         let (world, pool, qkv) = (World::new(), Pool::new(1), random_qkv(40));
-        let expected = in_steps(Isa::detect(), 1, &qkv, &[21, 19]);
+        let expected = in_steps(&pool, &qkv, &[21, 19]);
         let mut cache = Cache::new(SHAPE, 16);
         let mut prompt = cache.start();
         cache.extend(&mut prompt, 21).unwrap();

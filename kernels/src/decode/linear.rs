@@ -4,9 +4,10 @@
 //! are packed once, into panels of 32 output columns laid out as the inner loop reads them; each
 //! output is one chain of fused multiply-adds over `k`, in order.
 
-use super::Shared;
-use super::isa::{FUSED, Isa, fma};
 use crate::Pool;
+use crate::disjoint::Disjoint;
+use crate::isa::{Arith, Isa, Kind, Native};
+use crate::matmul::Accumulate;
 
 /// Output columns of a panel: two AVX-512 or four AVX2 registers.
 const PANEL: usize = 32;
@@ -19,15 +20,6 @@ const GRAIN: usize = 1 << 16;
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
 pub(super) struct Line(pub(super) [f32; 16]);
-
-/// Whether a product replaces its output or is added to it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Store {
-    /// `out = x W^T`.
-    Overwrite,
-    /// `out += x W^T`: the sum over `k` is formed first, then added.
-    Add,
-}
 
 /// Weights `[n, k]` in the order in which [`Self::apply`] reads them.
 pub struct Packed {
@@ -75,26 +67,29 @@ impl Packed {
     ///
     /// # Panics
     /// When the shapes disagree.
-    pub fn apply(&self, pool: &Pool, x: &[f32], out: &mut [f32], store: Store) {
-        self.apply_with(Isa::detect(), pool, x, out, store);
-    }
-
-    fn apply_with(&self, isa: Isa, pool: &Pool, x: &[f32], out: &mut [f32], store: Store) {
+    pub fn apply(&self, pool: &Pool, x: &[f32], out: &mut [f32], accumulate: Accumulate) {
         let m = x.len() / self.k.max(1);
         assert_eq!(x.len(), m * self.k, "x has the shape [m, k]");
         assert_eq!(out.len(), m * self.n, "out has the shape [m, n]");
         let n_panels = self.n.div_ceil(PANEL);
         let n_tasks = (m * self.n * self.k / GRAIN).clamp(1, 4 * pool.n_threads()).min(n_panels);
-        let shared = Shared(out.as_mut_ptr());
+        let out = Disjoint::new(out);
         pool.for_each(n_tasks, |task| {
             for panel in task * n_panels / n_tasks..(task + 1) * n_panels / n_tasks {
-                self.panel(isa, panel, x, shared, store);
+                self.panel(pool.isa(), panel, x, &out, accumulate);
             }
         });
     }
 
     /// Computes the columns of one panel for every row.
-    fn panel(&self, isa: Isa, panel: usize, x: &[f32], out: Shared, store: Store) {
+    fn panel(
+        &self,
+        isa: Isa,
+        panel: usize,
+        x: &[f32],
+        out: &Disjoint<'_, f32>,
+        accumulate: Accumulate,
+    ) {
         let (k, n) = (self.k, self.n);
         let lines = &self.lines[panel * k * (PANEL / 16)..][..k * (PANEL / 16)];
         let columns = PANEL.min(n - panel * PANEL);
@@ -105,12 +100,11 @@ impl Packed {
             tile(isa, rows, &x[row * k..][..rows * k], k, lines, &mut sums);
             for (r, sums) in sums.iter().enumerate().take(rows) {
                 let at = (row + r) * n + panel * PANEL;
-                // SAFETY: `at + columns <= m * n`, the length of `out`, and no other panel writes
-                // these columns.
-                let out = unsafe { std::slice::from_raw_parts_mut(out.get().add(at), columns) };
-                match store {
-                    Store::Overwrite => out.copy_from_slice(&sums[..columns]),
-                    Store::Add => out.iter_mut().zip(sums).for_each(|(out, sum)| *out += sum),
+                // SAFETY: No other panel writes these columns.
+                let out = unsafe { out.slice(at..at + columns) };
+                match accumulate {
+                    Accumulate::Overwrite => out.copy_from_slice(&sums[..columns]),
+                    Accumulate::Add => out.iter_mut().zip(sums).for_each(|(out, sum)| *out += sum),
                 }
             }
         }
@@ -137,14 +131,14 @@ fn tile(isa: Isa, rows: usize, x: &[f32], k: usize, lines: &[Line], sums: &mut S
             }
         };
     }
-    match isa {
-        // SAFETY: `Isa::available` found AVX-512 and the lengths were checked above.
+    match isa.kind() {
+        // SAFETY: Detection found AVX-512 and the lengths were checked above.
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => unsafe { by_rows!(tile_avx512) },
-        // SAFETY: `Isa::available` found AVX2 and FMA and the lengths were checked above.
+        Kind::Avx512 => unsafe { by_rows!(tile_avx512) },
+        // SAFETY: Detection found AVX2 and FMA and the lengths were checked above.
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => unsafe { by_rows!(tile_avx2) },
-        Isa::Portable => by_rows!(tile_portable),
+        Kind::Avx2 => unsafe { by_rows!(tile_avx2) },
+        Kind::Portable => by_rows!(tile_portable),
     }
 }
 
@@ -226,7 +220,7 @@ fn tile_portable<const R: usize>(x: &[f32], k: usize, lines: &[Line], sums: &mut
         for (&x, lines) in x[r * k..][..k].iter().zip(lines.chunks_exact(PANEL / 16)) {
             for (acc, line) in acc.chunks_exact_mut(16).zip(lines) {
                 for (acc, &weight) in acc.iter_mut().zip(&line.0) {
-                    *acc = fma::<FUSED>(x, weight, *acc);
+                    *acc = Native::mul_add(x, weight, *acc);
                 }
             }
         }
@@ -263,14 +257,14 @@ mod tests {
             let (x, weights) = (random(1, m * k), random(2, n * k));
             let packed = Packed::new(&pool, &weights, n, k);
             let expected = reference(&x, &weights, n, k);
-            for &isa in Isa::available() {
+            for isa in Isa::available() {
                 let mut out = vec![1.0; m * n];
-                packed.apply_with(isa, &pool, &x, &mut out, Store::Add);
+                packed.apply(&Pool::with_isa(2, isa), &x, &mut out, Accumulate::Add);
                 for (i, (&out, &expected)) in out.iter().zip(&expected).enumerate() {
                     // A chain of k roundings, each at most half a unit of a sum near sqrt(k).
                     let limit = 1e-6 * (k as f64) + 1e-6;
                     let error = (f64::from(out) - 1.0 - expected).abs();
-                    assert!(error < limit, "{isa:?} {m}x{n}x{k} at {i}: error {error}");
+                    assert!(error < limit, "{} {m}x{n}x{k} at {i}: error {error}", isa.name());
                 }
             }
         }
@@ -280,24 +274,17 @@ mod tests {
     fn a_row_does_not_depend_on_its_batch() {
         let (n, k) = (129, 70);
         let (x, weights) = (random(3, 64 * k), random(4, n * k));
-        let fused = |isa: Isa| isa != Isa::Portable || FUSED;
         let packed = Packed::new(&Pool::new(1), &weights, n, k);
-        let mut whole = vec![0.0; 64 * n];
-        packed.apply_with(Isa::detect(), &Pool::new(1), &x, &mut whole, Store::Overwrite);
-        for n_threads in 1..=3 {
-            let pool = Pool::new(n_threads);
-            let isas = Isa::available().iter().filter(|&&isa| fused(isa) == fused(Isa::detect()));
-            for (&isa, m) in isas.flat_map(|isa| [1, 2, 5, 7, 8, 9, 64].map(|m| (isa, m))) {
+        for isa in Isa::available() {
+            let mut whole = vec![0.0; 64 * n];
+            packed.apply(&Pool::with_isa(1, isa), &x, &mut whole, Accumulate::Overwrite);
+            for (n_threads, m) in (1..=3).flat_map(|n| [1, 2, 5, 7, 8, 9, 64].map(|m| (n, m))) {
+                let pool = Pool::with_isa(n_threads, isa);
                 for first in [0, 64 - m] {
                     let mut part = vec![0.0; m * n];
-                    packed.apply_with(
-                        isa,
-                        &pool,
-                        &x[first * k..][..m * k],
-                        &mut part,
-                        Store::Overwrite,
-                    );
-                    assert!(part == whole[first * n..][..m * n], "{isa:?} {n_threads} {m} {first}");
+                    packed.apply(&pool, &x[first * k..][..m * k], &mut part, Accumulate::Overwrite);
+                    let whole = &whole[first * n..][..m * n];
+                    assert!(part == whole, "{} {n_threads} {m} {first}", isa.name());
                 }
             }
         }
