@@ -169,6 +169,23 @@ struct OpenShard {
 }
 
 impl Documents {
+    /// The next documents, together at least `text_bytes` long unless the corpus ends; empty at the
+    /// end.
+    ///
+    /// # Errors
+    /// When a shard cannot be read or is damaged.
+    pub fn next_batch(&mut self, text_bytes: usize) -> Result<Vec<Document>, Error> {
+        let mut batch = Vec::new();
+        let mut n_bytes = 0;
+        while n_bytes < text_bytes {
+            let Some(document) = self.next().transpose()? else { break };
+            // The constant keeps many tiny documents from making a large batch.
+            n_bytes += document.text.len() + 64;
+            batch.push(document);
+        }
+        Ok(batch)
+    }
+
     fn next_document(&mut self) -> Result<Option<Document>, Error> {
         loop {
             if self.open.is_none() {
@@ -354,10 +371,20 @@ pub fn write_json(path: &Path, value: &impl Serialize) -> Result<(), Error> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::fs;
 
     use super::*;
+
+    /// Writes a corpus of these texts, with ids 0, 1, ….
+    pub(crate) fn write_texts<'a>(dir: &Path, texts: impl IntoIterator<Item = &'a str>) {
+        let mut writer = CorpusWriter::create(dir).unwrap();
+        for (id, text) in (0..).zip(texts) {
+            let (text, meta) = (text.to_owned(), Map::new());
+            writer.push(&Document { id, text, meta }).unwrap();
+        }
+        writer.finish().unwrap();
+    }
 
     fn documents(n: u64) -> Vec<Document> {
         (0..n)

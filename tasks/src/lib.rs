@@ -2,12 +2,24 @@
 
 pub mod corpus;
 pub mod format;
+pub mod generate_corpus;
 pub mod lm;
+pub mod mix;
+pub mod sample;
+pub mod split;
+pub mod tokenize;
 pub mod tokenizer;
+pub mod train_tokenizer;
 
 use engine::task::Registry;
 
 /// Every task, in pipeline order.
 pub fn registry() -> Registry {
     Registry::default()
+        .with::<generate_corpus::GenerateCorpus>()
+        .with::<train_tokenizer::TrainTokenizer>()
+        .with::<split::Split>()
+        .with::<tokenize::Tokenize>()
+        .with::<sample::Sample>()
+        .with::<mix::Mix>()
 }

@@ -1,7 +1,13 @@
-//! The vocabulary's special tokens.
+//! The `tokenizer` artifact: a Hugging Face `tokenizer.json`, and the special tokens.
 //!
-//! They exist in every tokenizer from the start, so that baseline, synthesizer and joint model share
-//! one vocabulary.
+//! The special tokens exist in every tokenizer from the start, so that baseline, synthesizer and
+//! joint model share one vocabulary.
+
+use std::path::Path;
+
+use engine::digest::Digest;
+use engine::task::Failure;
+use tokenizers::Tokenizer as HfTokenizer;
 
 /// Id of [`SPECIALS`]`[0]`, the start of every sequence.
 pub const BOS: u32 = 0;
@@ -17,3 +23,77 @@ pub const SPECIALS: [&str; 4] = ["<|bos|>", "<|eos|>", "<|sep|>", "<|pad|>"];
 
 /// Special tokens that a training document adds to its text: `<|bos|>` and `<|eos|>`.
 pub const DOCUMENT_SPECIALS: u64 = 2;
+
+/// The file in the artifact's folder.
+pub const FILE: &str = "tokenizer.json";
+
+/// Turns text into ids and back.
+pub struct Tokenizer {
+    inner: HfTokenizer,
+    digest: Digest,
+}
+
+impl Tokenizer {
+    /// Opens the `tokenizer` artifact in `dir`; any artifact with a `tokenizer.json` will do.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or its special tokens are not [`SPECIALS`] with ids 0 to 3.
+    pub fn open(dir: &Path) -> Result<Self, Failure> {
+        let path = dir.join(FILE);
+        let bytes = std::fs::read(&path)
+            .map_err(|error| Failure::io(format!("cannot read `{}`", path.display()), &error))?;
+        let inner = HfTokenizer::from_bytes(&bytes).map_err(|error| {
+            Failure::permanent(format!("`{}` is not a tokenizer: {error}", path.display()))
+        })?;
+        Self::from_parts(inner, Digest::of(&bytes))
+            .map_err(|what| Failure::permanent(format!("`{}` {what}", path.display())))
+    }
+
+    fn from_parts(mut inner: HfTokenizer, digest: Digest) -> Result<Self, String> {
+        for (id, special) in SPECIALS.iter().enumerate() {
+            if inner.token_to_id(special) != Some(id as u32) {
+                return Err(format!("does not give `{special}` the id {id}"));
+            }
+        }
+        // A text that contains `<|eos|>` must not be able to end its document.
+        inner.set_encode_special_tokens(true);
+        inner
+            .with_truncation(None)
+            .map_err(|error| format!("cannot be used without truncation: {error}"))?
+            .with_padding(None);
+        Ok(Self { inner, digest })
+    }
+
+    /// The ids of `text`, without special tokens: those of Hugging Face `encode` with
+    /// `add_special_tokens=False` and `encode_special_tokens=True`.
+    ///
+    /// # Errors
+    /// When the tokenizer has no id for a part of the text, which a byte-level one never does.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>, Failure> {
+        let encoding = self
+            .inner
+            .encode_fast(text, false)
+            .map_err(|error| Failure::permanent(format!("cannot tokenize: {error}")))?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// The text of `ids`, special tokens left out; bytes that are not UTF-8 become U+FFFD.
+    ///
+    /// # Errors
+    /// When the tokenizer's decoder fails.
+    pub fn decode(&self, ids: &[u32]) -> Result<String, Failure> {
+        self.inner
+            .decode(ids, true)
+            .map_err(|error| Failure::permanent(format!("cannot decode: {error}")))
+    }
+
+    /// Size of the vocabulary, special tokens included; every id is below it.
+    pub fn vocab_size(&self) -> u32 {
+        self.inner.get_vocab_size(true) as u32
+    }
+
+    /// BLAKE3 of the `tokenizer.json`.
+    pub fn digest(&self) -> Digest {
+        self.digest
+    }
+}
