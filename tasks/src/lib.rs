@@ -5,6 +5,7 @@ pub mod format;
 pub mod generate_corpus;
 pub mod lm;
 pub mod mix;
+pub mod pretrain;
 pub mod sample;
 pub mod split;
 pub mod tokenize;
@@ -22,4 +23,5 @@ pub fn registry() -> Registry {
         .with::<tokenize::Tokenize>()
         .with::<sample::Sample>()
         .with::<mix::Mix>()
+        .with::<pretrain::Pretrain>()
 }

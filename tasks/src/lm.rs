@@ -5,12 +5,22 @@
 //! step. Weights travel as Hugging Face safetensors of `Qwen3ForCausalLM`.
 
 pub mod arch;
+pub mod backward;
+pub mod batch;
 pub mod config;
+pub mod forward;
 pub mod generate;
 pub mod hf;
 pub mod init;
+pub mod memory;
+pub mod optimizer;
+pub mod trainer;
 pub mod weights;
 
 pub use arch::{Arch, Preset};
 pub use config::{Config, ConfigError};
+pub use forward::Forward;
 pub use weights::Weights;
+
+#[cfg(test)]
+mod tests;

@@ -78,14 +78,17 @@ impl From<Error> for Failure {
 }
 
 /// One tensor of the file and its place in the arena.
-struct Tensor {
-    name: String,
+pub(super) struct Tensor {
+    pub(super) name: String,
     shape: Vec<usize>,
-    range: Range<usize>,
+    pub(super) range: Range<usize>,
 }
 
 /// Every tensor of a model in arena order. Lazy, because the number of blocks may be a lie.
-fn tensors<'a>(config: &'a Config, prefix: &'a str) -> impl Iterator<Item = Tensor> + 'a {
+pub(super) fn tensors<'a>(
+    config: &'a Config,
+    prefix: &'a str,
+) -> impl Iterator<Item = Tensor> + 'a {
     let (d, f, hd) = (config.d_model, config.d_ffn, config.head_dim);
     let block = vec![
         ("input_layernorm.weight", vec![d]),

@@ -3,11 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use crate::lm::Config;
-
-/// Ids of the special tokens, as the tokenizer fixes them.
-const BOS: u32 = 0;
-const EOS: u32 = 1;
-const PAD: u32 = 3;
+use crate::tokenizer::{BOS, EOS, PAD, SEP, SPECIALS};
 
 /// The `config.json` of a model.
 pub(super) fn to_json(config: &Config) -> Value {
@@ -61,10 +57,10 @@ pub(super) fn generation_json() -> Value {
 pub(super) fn tokenizer_json(config: &Config) -> Value {
     json!({
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": "<|bos|>",
-        "eos_token": "<|eos|>",
-        "sep_token": "<|sep|>",
-        "pad_token": "<|pad|>",
+        "bos_token": SPECIALS[BOS as usize],
+        "eos_token": SPECIALS[EOS as usize],
+        "sep_token": SPECIALS[SEP as usize],
+        "pad_token": SPECIALS[PAD as usize],
         "model_max_length": config.context,
         "clean_up_tokenization_spaces": false,
     })

@@ -1,0 +1,151 @@
+//! AdamW over the arena, and learning rates by step.
+
+use kernels::adamw::{self, AdamW};
+use kernels::{Pool, norm};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::Weights;
+
+/// Decay of the moments and the floor of the denominator, the usual ones for language models.
+const BETA1: f64 = 0.9;
+const BETA2: f64 = 0.95;
+const EPS: f64 = 1e-8;
+
+/// How the learning rate goes on after the warm-up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Shape {
+    /// Half a cosine from the peak to the end of the run.
+    Cosine,
+    /// The peak until the end.
+    Constant,
+}
+
+/// Learning rates of a run.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LearningRate {
+    /// The highest rate.
+    pub peak: f64,
+    /// The rate of the last step of [`Shape::Cosine`].
+    pub end: f64,
+    /// Steps of the linear rise; the last of them has the peak.
+    pub n_warmup: u64,
+    /// Steps in all.
+    pub n_steps: u64,
+    /// What follows the rise.
+    pub shape: Shape,
+}
+
+impl LearningRate {
+    /// The rate of step `step`, counted from 0.
+    pub fn at(&self, step: u64) -> f64 {
+        if step < self.n_warmup {
+            return self.peak * (step + 1) as f64 / self.n_warmup as f64;
+        }
+        match self.shape {
+            Shape::Constant => self.peak,
+            Shape::Cosine => {
+                // Counted from the step that has the peak, so that the last has exactly the end.
+                let start = self.n_warmup.saturating_sub(1);
+                let length = self.n_steps.saturating_sub(1).saturating_sub(start).max(1);
+                let progress = (step.saturating_sub(start) as f64 / length as f64).min(1.0);
+                let fall = 0.5 * (1.0 + (std::f64::consts::PI * progress).cos());
+                self.end + (self.peak - self.end) * fall
+            }
+        }
+    }
+}
+
+/// AdamW's moments.
+pub struct Optimizer {
+    /// First moment, in arena order.
+    pub first: Vec<f32>,
+    /// Second moment, in arena order.
+    pub second: Vec<f32>,
+    /// Decay of matrices per unit of learning rate; gains and the embedding table do not decay.
+    weight_decay: f64,
+    /// Longest gradient that is taken whole.
+    clip: f64,
+}
+
+impl Optimizer {
+    /// Moments of zero for `weights`. `clip` is infinite for none.
+    pub fn new(weights: &Weights, weight_decay: f64, clip: f64) -> Self {
+        let zeros = || vec![0.0; weights.data().len()];
+        Self { first: zeros(), second: zeros(), weight_decay, clip }
+    }
+
+    /// The length of the whole gradient.
+    pub fn norm(pool: &Pool, grads: &Weights) -> f64 {
+        norm::sum_of_squares(pool, grads.data()).sqrt()
+    }
+
+    /// Updates the weights with gradients of length `grad_norm`, shortened to the clip when longer.
+    /// `step` counts updates from 1.
+    pub fn step(
+        &mut self,
+        pool: &Pool,
+        weights: &mut Weights,
+        grads: &Weights,
+        grad_norm: f64,
+        lr: f64,
+        step: u64,
+    ) {
+        let grad_scale = if grad_norm > self.clip { self.clip / grad_norm } else { 1.0 };
+        for part in weights.parts() {
+            let weight_decay = if part.kind.decays() { self.weight_decay } else { 0.0 };
+            let settings = AdamW { lr, beta1: BETA1, beta2: BETA2, eps: EPS, weight_decay };
+            let range = part.range;
+            adamw::step(
+                pool,
+                &mut weights.data_mut()[range.clone()],
+                &grads.data()[range.clone()],
+                &mut self.first[range.clone()],
+                &mut self.second[range],
+                settings,
+                step,
+                grad_scale as f32,
+            );
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(rate: LearningRate, step: u64, expected: f64) {
+        let at = rate.at(step);
+        assert!((at - expected).abs() < 1e-12, "step {step}: {at} is not {expected}");
+    }
+
+    /// The paper's 200 B run: 23,842 steps, 5 % of them warm-up, 1e-2 to 5e-5.
+    #[test]
+    fn papers_schedule_has_its_golden_points() {
+        let n_steps = 200_000_000_000_u64.div_ceil(2048 * 4096);
+        let n_warmup = (0.05 * n_steps as f64) as u64;
+        assert_eq!((n_steps, n_warmup), (23_842, 1_192));
+        let rate = LearningRate { peak: 1e-2, end: 5e-5, n_warmup, n_steps, shape: Shape::Cosine };
+        check(rate, 0, 1e-2 / 1192.0);
+        check(rate, 1191, 1e-2);
+        check(rate, 1191 + 22_650 / 2, f64::midpoint(1e-2, 5e-5));
+        check(rate, 23_841, 5e-5);
+    }
+
+    #[test]
+    fn short_and_constant_schedules_hold_their_ends() {
+        let rate = |n_warmup, n_steps, shape| LearningRate {
+            peak: 1.0,
+            end: 0.25,
+            n_warmup,
+            n_steps,
+            shape,
+        };
+        check(rate(0, 1, Shape::Cosine), 0, 1.0);
+        check(rate(0, 2, Shape::Cosine), 1, 0.25);
+        check(rate(1, 2, Shape::Cosine), 0, 1.0);
+        check(rate(4, 10, Shape::Constant), 1, 0.5);
+        check(rate(4, 10, Shape::Constant), 9, 1.0);
+    }
+}

@@ -1,0 +1,373 @@
+//! The training loop: batches in, weights out, resumable at every step.
+//!
+//! A run is a pure function of its recipe, its batches and its initial weights: stopped anywhere and
+//! resumed, it ends in the same bits. All state is the weights, two moments, and a small cursor.
+
+mod checkpoint;
+
+use std::fmt::Write as _;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use engine::task::{Context, Failure};
+use kernels::Pool;
+use kernels::cross_entropy::{Loss, LossSums};
+use serde::Serialize;
+
+use super::backward::Activations;
+use super::batch::{Batch, Steps};
+use super::memory::MemoryPlan;
+use super::optimizer::{LearningRate, Optimizer};
+use super::{Weights, hf};
+use checkpoint::{Bits, Cursor};
+
+/// Longest time between two progress reports.
+const PROGRESS_EVERY: Duration = Duration::from_millis(300);
+/// Most points of a metric over a run.
+const N_METRIC_POINTS: u64 = 500;
+/// Weight of the newest step in the running mean that spikes are judged by.
+const MEAN_WEIGHT: f64 = 0.05;
+
+/// Settings of a run.
+#[derive(Clone, Copy, Debug)]
+pub struct Recipe {
+    /// Learning rate by step.
+    pub rate: LearningRate,
+    /// Decay of matrices per unit of learning rate.
+    pub weight_decay: f64,
+    /// Longest gradient that is taken whole; infinite for no clipping.
+    pub clip: f64,
+    /// Weight of the squared logarithm of the softmax's denominator.
+    pub z_loss: f64,
+    /// Most tokens of a micro-batch; a longer row is one of its own.
+    pub micro_batch_tokens: usize,
+    /// Rise of a step's loss above its running mean, in nats, that stops the run; infinite for none.
+    pub loss_rise_max: f64,
+    /// Points of the curve.
+    pub n_points: u64,
+    /// Seconds between checkpoints.
+    pub checkpoint_every_s: f64,
+}
+
+/// One point of a run's curve.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Point {
+    /// Steps done.
+    pub step: u64,
+    /// Input tokens seen.
+    pub n_tokens: u64,
+    /// Learning rate of the last step.
+    pub lr: f64,
+    /// Mean training loss since the point before, in nats per predicted token.
+    pub loss: f64,
+    /// Loss on held-out documents, in nats per predicted token, when there are any.
+    pub heldout_loss: Option<f64>,
+}
+
+/// What a task does at certain steps of a run.
+pub trait Observer {
+    /// The loss on held-out data, measured at each point of the curve.
+    ///
+    /// # Errors
+    /// When the attempt was cancelled.
+    fn heldout_loss(
+        &mut self,
+        ctx: &Context,
+        pool: &Pool,
+        weights: &Weights,
+    ) -> Result<Option<f64>, Failure>;
+
+    /// Called after every step with the number of steps done. What it writes must reach
+    /// [`Self::save`], because a resumed attempt starts with an empty output folder.
+    ///
+    /// # Errors
+    /// When the output cannot be written.
+    fn after_step(&mut self, ctx: &Context, step: u64, weights: &Weights) -> Result<(), Failure>;
+
+    /// Adds the observer's own files to a checkpoint.
+    ///
+    /// # Errors
+    /// When they cannot be written.
+    fn save(&self, dir: &Path) -> std::io::Result<()>;
+
+    /// Takes the observer's files back from a checkpoint.
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    fn restore(&mut self, dir: &Path) -> Result<(), Failure>;
+}
+
+/// Figures of a finished run; what `training.json` says, after the task's own fields.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Summary {
+    /// Trained numbers of the model.
+    pub n_parameters: u64,
+    /// Optimizer steps.
+    pub n_steps: u64,
+    /// Input tokens seen, special tokens included.
+    pub n_tokens: u64,
+    /// Tokens that had a target.
+    pub n_targets: u64,
+    /// Mean training loss from the curve's last point but one to the end, in nats.
+    pub loss: f64,
+    /// Held-out loss at the end, in nats.
+    pub heldout_loss: Option<f64>,
+    /// Floating-point operations, attention counted over whole rows.
+    pub flop: f64,
+}
+
+/// A run in progress.
+pub struct Trainer<'a> {
+    pool: &'a Pool,
+    recipe: Recipe,
+    weights: Weights,
+    grads: Weights,
+    optimizer: Optimizer,
+    activations: Activations,
+    cursor: Cursor,
+}
+
+impl<'a> Trainer<'a> {
+    /// Plans and takes the memory to train `weights` on `steps`.
+    ///
+    /// # Errors
+    /// When the node was granted less memory than needed.
+    pub fn new(
+        ctx: &Context,
+        pool: &'a Pool,
+        recipe: Recipe,
+        weights: Weights,
+        steps: &dyn Steps,
+    ) -> Result<Self, Failure> {
+        let capacity = recipe.micro_batch_tokens.max(steps.row_tokens_max());
+        let plan = MemoryPlan::training(weights.config(), capacity);
+        ctx.info(format!(
+            "{} parameters, {} steps, {} tokens; memory: {plan}",
+            weights.config().n_parameters(),
+            steps.n_steps(),
+            steps.n_tokens()
+        ));
+        plan.check(ctx.memory_bytes())?;
+        Ok(Self {
+            pool,
+            recipe,
+            grads: Weights::zeros(weights.config()),
+            optimizer: Optimizer::new(&weights, recipe.weight_decay, recipe.clip),
+            activations: Activations::new(weights.config(), capacity),
+            weights,
+            cursor: Cursor::default(),
+        })
+    }
+
+    /// Trains to the end, from the newest checkpoint when there is one.
+    ///
+    /// # Errors
+    /// When the attempt was cancelled (after a checkpoint), the loss is not finite or rises beyond
+    /// the limit, or a file cannot be read or written.
+    pub fn run(
+        mut self,
+        ctx: &Context,
+        steps: &dyn Steps,
+        observer: &mut dyn Observer,
+    ) -> Result<(Weights, Vec<Point>, Summary), Failure> {
+        if let Some(checkpoint) = ctx.latest_checkpoint()? {
+            self.restore(&checkpoint.dir)?;
+            observer.restore(&checkpoint.dir)?;
+            ctx.info(format!("resumes after step {} of {}", self.cursor.step, steps.n_steps()));
+        }
+        let mut batch = Batch::default();
+        let mut clock = Clock::new(&self.cursor);
+        // A step and what is measured after it are two turns, each of which is either done or, after
+        // a cancellation, redone by the next attempt.
+        while self.cursor.observed < steps.n_steps() {
+            let done = if self.cursor.observed < self.cursor.step {
+                self.observe(ctx, steps, observer)
+            } else {
+                self.one_step(ctx, steps, &mut batch, &mut clock)
+            };
+            let cancelled = matches!(&done, Err(failure) if *failure == Failure::cancelled());
+            let due = clock.checkpointed.elapsed().as_secs_f64() >= self.recipe.checkpoint_every_s;
+            if (cancelled || (due && done.is_ok())) && self.cursor.step > clock.checkpointed_step {
+                self.save(ctx, observer)?;
+                (clock.checkpointed, clock.checkpointed_step) = (Instant::now(), self.cursor.step);
+            }
+            done?;
+        }
+        ctx.progress(steps.n_tokens(), steps.n_tokens(), "tokens");
+        let summary = self.summary(steps);
+        let points = self.cursor.points.iter().map(checkpoint::PointBits::point).collect();
+        Ok((self.weights, points, summary))
+    }
+
+    fn one_step(
+        &mut self,
+        ctx: &Context,
+        steps: &dyn Steps,
+        batch: &mut Batch,
+        clock: &mut Clock,
+    ) -> Result<(), Failure> {
+        let step = self.cursor.step;
+        steps.fill(step, batch);
+        let sums = self.gradients(ctx, batch)?;
+        let lr = self.recipe.rate.at(step);
+        let grad_norm = Optimizer::norm(self.pool, &self.grads);
+        // A step without targets, such as a last one of a single token, teaches nothing.
+        if sums.n_tokens > 0 {
+            let loss = sums.nll / sums.n_tokens as f64;
+            self.check_health(step, loss, grad_norm)?;
+            let (pool, grads) = (self.pool, &self.grads);
+            self.optimizer.step(pool, &mut self.weights, grads, grad_norm, lr, step + 1);
+            self.cursor.count(&sums, MEAN_WEIGHT);
+            let stride = steps.n_steps().div_ceil(N_METRIC_POINTS).max(1);
+            if (step + 1).is_multiple_of(stride) || step + 1 == steps.n_steps() {
+                ctx.metric("loss", step + 1, loss);
+                ctx.metric("grad_norm", step + 1, grad_norm);
+                ctx.metric("lr", step + 1, lr);
+                let tokens = self.cursor.n_tokens + batch.n_tokens() as u64;
+                ctx.metric("tokens_per_s", step + 1, clock.rate(tokens));
+            }
+        }
+        self.cursor.step += 1;
+        self.cursor.n_tokens += batch.n_tokens() as u64;
+        if clock.reported.elapsed() >= PROGRESS_EVERY {
+            clock.reported = Instant::now();
+            ctx.progress(self.cursor.n_tokens, steps.n_tokens(), "tokens");
+        }
+        Ok(())
+    }
+
+    /// Adds the gradients of every micro-batch of a step; the loss is the mean over its targets.
+    fn gradients(&mut self, ctx: &Context, batch: &Batch) -> Result<LossSums, Failure> {
+        self.grads.data_mut().fill(0.0);
+        let scale = 1.0 / batch.n_targets().max(1) as f32;
+        let loss = Loss { z_loss: self.recipe.z_loss as f32, scale };
+        let mut sums = LossSums::default();
+        for micro in batch.micro_batches(self.recipe.micro_batch_tokens) {
+            ctx.check_cancelled()?;
+            let (pool, grads) = (self.pool, &mut self.grads);
+            let part =
+                self.activations.loss_and_gradients(pool, &self.weights, &micro, loss, grads);
+            sums.nll += part.nll;
+            sums.z += part.z;
+            sums.n_tokens += part.n_tokens;
+        }
+        Ok(sums)
+    }
+
+    fn check_health(&self, step: u64, loss: f64, grad_norm: f64) -> Result<(), Failure> {
+        let help =
+            "lower the learning rate, lengthen the warm-up, or look at the documents of this step";
+        if !(loss.is_finite() && grad_norm.is_finite()) {
+            return Err(Failure::permanent(format!(
+                "step {step} has loss {loss} and gradient norm {grad_norm}; the weights are those of the step before"
+            ))
+            .help(help));
+        }
+        match self.cursor.mean_loss {
+            Some(Bits(mean)) if loss > mean + self.recipe.loss_rise_max => {
+                Err(Failure::permanent(format!(
+                    "step {step} has loss {loss:.3}, more than {} above its running mean of {mean:.3}",
+                    self.recipe.loss_rise_max
+                ))
+                .help(format!("{help}, or raise `loss_rise_max`")))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Measures and writes what is due after a step. Changes the cursor only at its end.
+    fn observe(
+        &mut self,
+        ctx: &Context,
+        steps: &dyn Steps,
+        observer: &mut dyn Observer,
+    ) -> Result<(), Failure> {
+        let (step, n_steps) = (self.cursor.step, steps.n_steps());
+        observer.after_step(ctx, step, &self.weights)?;
+        // Point `i` of `n` lies after step ceil(i n_steps / n), the last one at the end.
+        let n_points = self.recipe.n_points.clamp(1, n_steps);
+        if step * n_points / n_steps > (step - 1) * n_points / n_steps {
+            let heldout_loss = observer.heldout_loss(ctx, self.pool, &self.weights)?;
+            if let Some(loss) = heldout_loss {
+                ctx.metric("heldout_loss", step, loss);
+            }
+            let (lr, n_tokens) = (self.recipe.rate.at(step - 1), self.cursor.n_tokens);
+            let loss = self.cursor.interval_loss();
+            self.cursor.points.push(Point { step, n_tokens, lr, loss, heldout_loss }.into());
+        }
+        self.cursor.observed = step;
+        Ok(())
+    }
+
+    fn summary(&self, steps: &dyn Steps) -> Summary {
+        let last = self.cursor.points.last().map(checkpoint::PointBits::point);
+        let config = self.weights.config();
+        Summary {
+            n_parameters: config.n_parameters(),
+            n_steps: self.cursor.step,
+            n_tokens: self.cursor.n_tokens,
+            n_targets: self.cursor.n_targets,
+            loss: last.map_or(f64::NAN, |point| point.loss),
+            heldout_loss: last.and_then(|point| point.heldout_loss),
+            flop: self.cursor.n_tokens as f64 * config.train_flop_per_token(steps.row_tokens_max()),
+        }
+    }
+}
+
+/// Times that only reports and checkpoints depend on.
+struct Clock {
+    started: Instant,
+    started_tokens: u64,
+    reported: Instant,
+    checkpointed: Instant,
+    checkpointed_step: u64,
+}
+
+impl Clock {
+    fn new(cursor: &Cursor) -> Self {
+        let now = Instant::now();
+        Self {
+            started: now,
+            started_tokens: cursor.n_tokens,
+            reported: now,
+            checkpointed: now,
+            checkpointed_step: cursor.step,
+        }
+    }
+
+    fn rate(&self, n_tokens: u64) -> f64 {
+        (n_tokens - self.started_tokens) as f64 / self.started.elapsed().as_secs_f64().max(1e-9)
+    }
+}
+
+/// Writes a finished model: the Hugging Face folder, `training.json` and `curve.csv`.
+///
+/// # Errors
+/// When a file cannot be written.
+pub fn publish(
+    dir: &Path,
+    weights: &Weights,
+    tokenizer: &Path,
+    training: &impl Serialize,
+    points: &[Point],
+) -> Result<(), Failure> {
+    hf::save(dir, weights, Some(tokenizer))?;
+    let training = serde_json::to_value(training)
+        .map_err(|error| Failure::permanent(format!("cannot write `training.json`: {error}")))?;
+    std::fs::write(dir.join("training.json"), format!("{training:#}\n"))?;
+    std::fs::write(dir.join("curve.csv"), curve(points))?;
+    Ok(())
+}
+
+fn curve(points: &[Point]) -> String {
+    let mut text = "step,tokens,lr,loss,heldout_loss\n".to_owned();
+    for point in points {
+        let heldout = point.heldout_loss.map(|loss| loss.to_string()).unwrap_or_default();
+        let Point { step, n_tokens, lr, loss, .. } = point;
+        writeln!(text, "{step},{n_tokens},{lr},{loss},{heldout}").expect("strings take text");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests;

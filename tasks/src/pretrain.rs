@@ -1,0 +1,379 @@
+//! Trains a language model on a schedule of documents.
+//!
+//! The optimizer is AdamW (0.9, 0.95, 1e-8) with weight decay on matrices only. Unless the paper says
+//! otherwise, choices it leaves open follow Qwen3 and common practice; every one is a param.
+
+mod data;
+mod heldout;
+
+use std::path::{Path, PathBuf};
+
+use engine::task::{Context, Determinism, Failure, Inputs, Outputs, ParamError, Port, Task};
+use kernels::Pool;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::format::schedule::Schedule;
+use crate::format::tokens::Tokens;
+use crate::lm::arch::{self, Arch, Preset};
+use crate::lm::batch::Steps;
+use crate::lm::init::Init;
+use crate::lm::optimizer::{LearningRate, Shape};
+use crate::lm::trainer::{self, Observer, Recipe, Summary, Trainer};
+use crate::lm::{Weights, hf};
+use data::{Packing, ScheduleSteps};
+use heldout::Heldout;
+
+/// The output port of snapshots, and their folder in a checkpoint.
+const SNAPSHOT_FOLDER: &str = "snapshots";
+
+/// The task `pretrain`.
+pub struct Pretrain;
+
+/// Params of `pretrain`.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Params {
+    /// The model: the name of a preset (`smoke`, `toy`, `small`, `medium`, `3b`, `6b`), or an object
+    /// with `preset` and the values that differ.
+    #[serde(default = "default_arch", deserialize_with = "arch::deserialize")]
+    #[schemars(schema_with = "arch::schema")]
+    pub arch: Arch,
+    /// Tokens of a row, the longest context trained on; by default the architecture's.
+    #[serde(default)]
+    pub context: Option<usize>,
+    /// Tokens of an optimizer step, a multiple of `context`. The paper's is 8,388,608.
+    #[serde(default)]
+    pub batch_tokens: Option<u64>,
+    /// Documents of an optimizer step, each a row of its own; instead of `batch_tokens`.
+    #[serde(default)]
+    pub batch_documents: Option<u64>,
+    /// Most tokens computed at once: less memory, more small products. Gradients are summed in this
+    /// grouping, so it can change the last bits.
+    #[serde(default = "default_micro_batch_tokens")]
+    pub micro_batch_tokens: usize,
+    /// Whether tokens attend to their own document only.
+    #[serde(default = "default_true")]
+    pub document_mask: bool,
+    /// Highest learning rate. The paper's is 1e-2, which wants a parametrization that scales with
+    /// width; 3e-3 suits small models.
+    #[serde(default = "default_lr_peak")]
+    pub lr_peak: f64,
+    /// Learning rate of the last step; by default 0.005 of the peak, the paper's ratio.
+    #[serde(default)]
+    pub lr_end: Option<f64>,
+    /// Share of the steps in which the rate rises.
+    #[serde(default = "default_warmup_fraction")]
+    pub warmup_fraction: f64,
+    /// How the rate goes on after the rise.
+    #[serde(default = "default_shape")]
+    pub lr_shape: Shape,
+    /// Decay of matrices per unit of learning rate.
+    #[serde(default = "default_weight_decay")]
+    pub weight_decay: f64,
+    /// Longest gradient that is taken whole; 0 for no clipping.
+    #[serde(default = "default_clip")]
+    pub clip: f64,
+    /// Weight of the squared logarithm of the softmax's denominator.
+    #[serde(default)]
+    pub z_loss: f64,
+    /// How initial weights are drawn.
+    #[serde(default)]
+    pub init: Init,
+    /// Seed of the initial weights.
+    #[serde(default)]
+    pub seed: u64,
+    /// Fractions of the budget, above 0 and below 1, after which the model is kept in the output
+    /// `snapshots`.
+    #[serde(default)]
+    pub snapshots: Vec<f64>,
+    /// Points of `curve.csv`; the held-out loss is measured at each.
+    #[serde(default = "default_n_points")]
+    pub curve_points: u64,
+    /// Most held-out tokens that a point of the curve is measured on: the first documents.
+    #[serde(default = "default_heldout_tokens_max")]
+    pub heldout_tokens_max: u64,
+    /// Rise of a step's loss above its running mean, in nats, that stops the run; 0 for no limit.
+    #[serde(default = "default_loss_rise_max")]
+    pub loss_rise_max: f64,
+    /// Seconds between checkpoints.
+    #[serde(default = "default_checkpoint_every_s")]
+    pub checkpoint_every_s: f64,
+}
+
+fn default_arch() -> Arch {
+    Preset::Toy.into()
+}
+fn default_micro_batch_tokens() -> usize {
+    2048
+}
+fn default_true() -> bool {
+    true
+}
+fn default_lr_peak() -> f64 {
+    3e-3
+}
+fn default_warmup_fraction() -> f64 {
+    0.05
+}
+fn default_shape() -> Shape {
+    Shape::Cosine
+}
+fn default_weight_decay() -> f64 {
+    0.1
+}
+fn default_clip() -> f64 {
+    1.0
+}
+fn default_n_points() -> u64 {
+    20
+}
+fn default_heldout_tokens_max() -> u64 {
+    100_000
+}
+fn default_loss_rise_max() -> f64 {
+    4.0
+}
+fn default_checkpoint_every_s() -> f64 {
+    20.0
+}
+
+/// The paper's ratio of the last learning rate to the highest: 5e-5 / 1e-2 (section 3.1).
+const LR_END_RATIO: f64 = 0.005;
+
+impl Params {
+    fn packing(&self, context: usize) -> Result<Packing, ParamError> {
+        match (self.batch_tokens, self.batch_documents) {
+            (Some(tokens), None) if tokens > 0 && tokens.is_multiple_of(context as u64) => {
+                Ok(Packing::Rows { n_rows: tokens / context as u64 })
+            }
+            (Some(tokens), None) => Err(ParamError::new(
+                "batch_tokens",
+                format!("{tokens} is not a positive multiple of the context, {context}"),
+            )),
+            (None, Some(n_documents)) if n_documents > 0 => Ok(Packing::Documents { n_documents }),
+            (None, Some(_)) => Err(ParamError::new("batch_documents", "0 is no batch")),
+            (None, None) | (Some(_), Some(_)) => Err(ParamError::new(
+                "batch_tokens",
+                "exactly one of `batch_tokens` and `batch_documents` must be given",
+            )),
+        }
+    }
+
+    fn context(&self) -> usize {
+        let preset = self.arch.preset.config().context;
+        self.context.or(self.arch.context).unwrap_or(preset)
+    }
+
+    fn recipe(&self, n_steps: u64) -> Recipe {
+        let unlimited = |limit: f64| if limit > 0.0 { limit } else { f64::INFINITY };
+        Recipe {
+            rate: LearningRate {
+                peak: self.lr_peak,
+                end: self.lr_end.unwrap_or(LR_END_RATIO * self.lr_peak),
+                n_warmup: (self.warmup_fraction * n_steps as f64) as u64,
+                n_steps,
+                shape: self.lr_shape,
+            },
+            weight_decay: self.weight_decay,
+            clip: unlimited(self.clip),
+            z_loss: self.z_loss,
+            micro_batch_tokens: self.micro_batch_tokens,
+            loss_rise_max: unlimited(self.loss_rise_max),
+            n_points: self.curve_points,
+            checkpoint_every_s: self.checkpoint_every_s,
+        }
+    }
+}
+
+/// Checks the params that both training tasks share: name, value, and whether 0 is allowed.
+pub(crate) fn check_numbers(numbers: &[(&str, f64, bool)]) -> Result<(), ParamError> {
+    for &(name, value, zero_is_fine) in numbers {
+        if !(value.is_finite() && (value > 0.0 || (zero_is_fine && value == 0.0))) {
+            let limit = if zero_is_fine { "at least 0" } else { "above 0" };
+            return Err(ParamError::new(name, format!("{value} is not a number {limit}")));
+        }
+    }
+    Ok(())
+}
+
+impl Task for Pretrain {
+    const KIND: &'static str = "pretrain";
+    const REVISION: u32 = 1;
+    const SUMMARY: &'static str = "trains a language model from scratch on a schedule of documents";
+    const DETERMINISM: Determinism = Determinism::BitwisePerDevice;
+    const INPUTS: &'static [Port] = &[
+        Port::one("schedule", "schedule", "the order of documents"),
+        Port::one("real", "tokens", "the real documents of the schedule"),
+        Port::optional("synthetic", "tokens", "the synthetic documents of the schedule"),
+        Port::one("tokenizer", "tokenizer", "the tokenizer that made the tokens"),
+        Port::optional("heldout", "tokens", "documents to measure the held-out loss on"),
+    ];
+    const OUTPUTS: &'static [Port] = &[
+        Port::one("model", "model", "the trained model"),
+        Port::one("snapshots", "models", "the model at the fractions asked for"),
+    ];
+    const UNKEYED: &'static [&'static str] = &["checkpoint_every_s"];
+    type Params = Params;
+
+    fn check(params: &Params) -> Result<(), ParamError> {
+        params.arch.check()?;
+        params.packing(params.context())?;
+        check_numbers(&[
+            ("lr_peak", params.lr_peak, false),
+            ("lr_end", params.lr_end.unwrap_or(0.0), true),
+            ("warmup_fraction", params.warmup_fraction, true),
+            ("weight_decay", params.weight_decay, true),
+            ("clip", params.clip, true),
+            ("z_loss", params.z_loss, true),
+            ("loss_rise_max", params.loss_rise_max, true),
+            ("checkpoint_every_s", params.checkpoint_every_s, true),
+            ("curve_points", params.curve_points as f64, false),
+            ("micro_batch_tokens", params.micro_batch_tokens as f64, false),
+        ])?;
+        if params.warmup_fraction > 1.0 {
+            let fraction = params.warmup_fraction;
+            return Err(ParamError::new("warmup_fraction", format!("{fraction} is more than 1")));
+        }
+        if let Some((field, std)) = params.init.wrong_field() {
+            return Err(ParamError::new(
+                format!("init.{field}"),
+                format!("{std} is not a number above 0"),
+            ));
+        }
+        match params.snapshots.iter().find(|&&fraction| !(fraction > 0.0 && fraction < 1.0)) {
+            Some(fraction) => {
+                Err(ParamError::new("snapshots", format!("{fraction} is not between 0 and 1"))
+                    .help("the model at the end is the output `model`"))
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn run(ctx: &mut Context, params: &Params, inputs: &Inputs) -> Result<Outputs, Failure> {
+        let wrong = |error: ParamError| {
+            let failure = Failure::permanent(format!("`{}`: {}", error.path, error.message));
+            error.help.into_iter().fold(failure, Failure::help)
+        };
+        let schedule = Schedule::open(inputs.one("schedule"))?;
+        let tokenizer = inputs.one("tokenizer").join(hf::TOKENIZER_FILE);
+        let sources = data::open_sources(&schedule, inputs, &tokenizer)?;
+        let vocab_size = sources.iter().map(Tokens::vocab_size).max().unwrap_or(0) as usize;
+        let mut config = params.arch.config(vocab_size).map_err(wrong)?;
+        config.context = params.context();
+        let packing = params.packing(config.context).map_err(wrong)?;
+        let steps =
+            ScheduleSteps::new(schedule, sources, packing, config.context, params.document_mask);
+        if steps.n_steps() == 0 {
+            return Err(Failure::permanent("the schedule holds no tokens"));
+        }
+
+        let pool = Pool::new(ctx.n_threads());
+        let heldout = match inputs.optional("heldout") {
+            Some(dir) => {
+                let tokens = data::open_tokens(dir, "heldout", &tokenizer)?;
+                Some(Heldout::new(&tokens, &config, params.heldout_tokens_max)?)
+            }
+            None => None,
+        };
+        let mut watcher = Watcher {
+            snapshots: snapshots(&params.snapshots, steps.n_steps()),
+            dir: ctx.out(SNAPSHOT_FOLDER)?,
+            tokenizer: tokenizer.clone(),
+            heldout,
+        };
+        let weights = params.init.draw(&pool, &config, params.seed);
+        let recipe = params.recipe(steps.n_steps());
+        let trainer = Trainer::new(ctx, &pool, recipe, weights, &steps)?;
+        let (weights, points, summary) = trainer.run(ctx, &steps, &mut watcher)?;
+        let training = Training { task: Self::KIND, params, summary: &summary };
+        let dir = ctx.out("model")?;
+        trainer::publish(&dir, &weights, &tokenizer, &training, &points)?;
+        Ok(metrics(&summary))
+    }
+}
+
+/// `training.json`.
+#[derive(Serialize)]
+pub(crate) struct Training<'a, P: Serialize> {
+    pub(crate) task: &'static str,
+    pub(crate) params: &'a P,
+    pub(crate) summary: &'a Summary,
+}
+
+/// The final figures that both training tasks report.
+pub(crate) fn metrics(summary: &Summary) -> Outputs {
+    let outputs = Outputs::default()
+        .metric("loss", summary.loss)
+        .metric("n_parameters", summary.n_parameters as f64)
+        .metric("n_steps", summary.n_steps as f64)
+        .metric("n_tokens", summary.n_tokens as f64)
+        .metric("flop", summary.flop);
+    match summary.heldout_loss {
+        Some(loss) => outputs.metric("heldout_loss", loss),
+        None => outputs,
+    }
+}
+
+/// The step after which each fraction of the budget is reached, and its folder.
+fn snapshots(fractions: &[f64], n_steps: u64) -> Vec<(u64, String)> {
+    let step = |fraction: f64| ((fraction * n_steps as f64).round() as u64).clamp(1, n_steps);
+    fractions.iter().map(|&fraction| (step(fraction), snapshot_folder(fraction))).collect()
+}
+
+/// The folder of a snapshot inside the output `snapshots`.
+pub(crate) fn snapshot_folder(fraction: f64) -> String {
+    format!("at-{fraction:.4}")
+}
+
+/// Writes snapshots and measures the held-out loss.
+struct Watcher {
+    snapshots: Vec<(u64, String)>,
+    dir: PathBuf,
+    tokenizer: PathBuf,
+    heldout: Option<Heldout>,
+}
+
+impl Observer for Watcher {
+    fn heldout_loss(
+        &mut self,
+        ctx: &Context,
+        pool: &Pool,
+        weights: &Weights,
+    ) -> Result<Option<f64>, Failure> {
+        self.heldout.as_mut().map(|heldout| heldout.loss(ctx, pool, weights)).transpose()
+    }
+
+    fn after_step(&mut self, _ctx: &Context, step: u64, weights: &Weights) -> Result<(), Failure> {
+        for (_, folder) in self.snapshots.iter().filter(|(at, _)| *at == step) {
+            hf::save(&self.dir.join(folder), weights, Some(&self.tokenizer))?;
+        }
+        Ok(())
+    }
+
+    fn save(&self, dir: &Path) -> std::io::Result<()> {
+        copy_tree(&self.dir, &dir.join(SNAPSHOT_FOLDER))
+    }
+
+    fn restore(&mut self, dir: &Path) -> Result<(), Failure> {
+        Ok(copy_tree(&dir.join(SNAPSHOT_FOLDER), &self.dir)?)
+    }
+}
+
+/// Copies a folder of folders of files.
+fn copy_tree(from: &Path, to: &Path) -> std::io::Result<()> {
+    for entry in walkdir::WalkDir::new(from).sort_by_file_name() {
+        let entry = entry.map_err(std::io::Error::from)?;
+        let relative = entry.path().strip_prefix(from).map_err(std::io::Error::other)?;
+        let target = to.join(relative);
+        if entry.file_type().is_dir() {
+            std::fs::create_dir_all(target)?;
+        } else {
+            std::fs::copy(entry.path(), target)?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;
