@@ -233,6 +233,9 @@ pub(crate) fn document<'y, 't>(
         entries: IndexMap::new(),
     };
     let Some(nodes) = top.get("nodes") else {
+        if has_misspelled(top, "nodes") {
+            return Some(document);
+        }
         reader.sink.push(
             Mistake::new("spec::no_nodes", "the pipeline has no `nodes:`")
                 .at(Span::default(), "in this file")
@@ -257,6 +260,14 @@ pub(crate) fn document<'y, 't>(
         }
     }
     Some(document)
+}
+
+/// Whether a map has `ours` under a wrong name, so that its absence is no second mistake.
+pub(crate) fn has_misspelled(map: &Map<'_>, ours: &str) -> bool {
+    map.0.iter().any(|(key, _)| {
+        FOREIGN_KEYS.iter().any(|(word, meant)| *word == key.text && *meant == ours)
+            || (key.text != ours && nearest::nearest(&key.text, [ours]).is_some())
+    })
 }
 
 /// Warns of params that nothing reads: most are slips.

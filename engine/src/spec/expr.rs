@@ -144,11 +144,19 @@ pub(crate) struct Evaluator<'env> {
     source: &'env Source,
     compiled: IndexMap<String, Rc<Result<Compiled<'env>, minijinja::Error>>>,
     used_params: BTreeSet<String>,
+    /// Every declared param, those below the one being read too.
+    pub(crate) declared_params: BTreeSet<String>,
 }
 
 impl<'env> Evaluator<'env> {
     pub(crate) fn new(env: &'env Environment<'static>, source: &'env Source) -> Self {
-        Self { env, source, compiled: IndexMap::new(), used_params: BTreeSet::new() }
+        Self {
+            env,
+            source,
+            compiled: IndexMap::new(),
+            used_params: BTreeSet::new(),
+            declared_params: BTreeSet::new(),
+        }
     }
 
     /// Whether any expression has read a pipeline param.
@@ -319,6 +327,9 @@ impl<'env> Evaluator<'env> {
             _ => ("spec::unknown_env", format!("`env:` does not declare `{field}`")),
         };
         let help = match root {
+            "params" if self.declared_params.contains(field) => {
+                Some(format!("`{field}` is declared below; move it up"))
+            }
             _ if !names.known.is_empty() => nearest::suggest(field, known, "known"),
             "params" => Some(format!("declare it: `params: {{{field}: …}}`")),
             "matrix" => Some(format!("give the node `matrix: {{{field}: […]}}`")),

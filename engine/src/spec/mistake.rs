@@ -110,7 +110,7 @@ impl Source {
             SourceSpan::from((start, end - start)),
             line,
             column,
-            1,
+            self.text[start..end].lines().count().max(1),
         )
     }
 }
@@ -261,8 +261,8 @@ impl Diagnostic for Mistake {
     }
 
     fn source_code(&self) -> Option<&dyn SourceCode> {
-        let source = self.source.as_ref().filter(|_| !self.labels.is_empty())?;
-        Some(&**source)
+        let source = self.source.as_ref().filter(|source| !source.text.is_empty())?;
+        (!self.labels.is_empty()).then_some(&**source)
     }
 
     fn labels(&self) -> Option<Box<dyn Iterator<Item = LabeledSpan> + '_>> {

@@ -160,6 +160,7 @@ pub(crate) fn read(
             reader.sink.push(Mistake::new("spec::unknown_param", message).help(help));
         }
     }
+    reader.evaluator.declared_params = params.iter().map(|(key, _)| key.text.to_string()).collect();
     let mut known: IndexMap<String, Option<Value>> = IndexMap::new();
     for (key, declaration) in params {
         reader.check_name(&key.text, key.span, scalar::Name::Variable);

@@ -323,19 +323,24 @@ impl<'a> Typing<'a> {
 
     fn fields(&mut self, fields: &[Field], record: &Record, path: &str, at: Span) -> Value {
         let mut values = Map::with_capacity(fields.len());
+        let mut meant = Vec::new();
         for field in fields {
             let inner = join(path, &field.key);
             let shape = record.fields.get(&field.key).or(record.rest.as_deref());
-            match shape {
-                Some(shape) => {
-                    let value = self.value(&field.value, shape, &inner);
-                    values.insert(field.key.clone(), value);
-                }
-                None => self.unknown(field, record, path),
+            if let Some(shape) = shape {
+                let value = self.value(&field.value, shape, &inner);
+                values.insert(field.key.clone(), value);
+            } else {
+                meant.extend(nearest::nearest(&field.key, record.fields.keys().map(|k| &**k)));
+                self.unknown(field, record, path);
             }
         }
         for name in record.required.iter().filter(|name| !values.contains_key(*name)) {
             self.is_complete = false;
+            if meant.contains(&name.as_str()) {
+                // The misspelled one was reported with this name as its suggestion.
+                continue;
+            }
             let (kind, inner) = (self.kind, join(path, name));
             let expected = record.fields.get(name).map_or("a value".to_owned(), Shape::describe);
             let doc = record.fields.get(name).map_or("", |shape| first_line(&shape.doc));

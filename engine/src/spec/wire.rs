@@ -7,7 +7,7 @@ use std::ops::Range;
 use indexmap::IndexMap;
 use serde_json::Value;
 
-use super::check::{Document, Reader};
+use super::check::{self, Document, Reader};
 use super::expand::Instance;
 use super::mistake::{Mistake, Span};
 use super::params::text_of;
@@ -91,9 +91,15 @@ impl Wiring<'_, '_, '_> {
             }
             return edges;
         };
-        let mut wrong = Vec::new();
+        let mut seen = Vec::new();
+        let mut is_readable = tree.as_ref().is_none_or(|tree| !has_unknown(tree))
+            && (tree.is_some() || !check::has_misspelled(entry.map, "in"));
         for (port, at, values) in by_port {
-            let Some(port) = port else { continue };
+            let Some(port) = port else {
+                // It was probably meant for a port that would be reported as missing.
+                is_readable = false;
+                continue;
+            };
             let n_errors = reader.sink.n_errors();
             let mut found = Vec::new();
             let mut n_removed = 0;
@@ -106,20 +112,19 @@ impl Wiring<'_, '_, '_> {
                 is_live
             });
             if reader.sink.n_errors() > n_errors {
-                wrong.push(port.name);
+                seen.push(port.name);
                 continue;
             }
             self.check_arity(reader, index, port, at, &found, n_removed);
-            if !found.is_empty() || n_removed > 0 || !values.is_empty() {
-                wrong.push(port.name);
+            if !values.is_empty() {
+                seen.push(port.name);
             }
             if !found.is_empty() {
                 edges.insert(port.name, found);
             }
         }
-        let is_readable = tree.as_ref().is_none_or(|tree| !has_unknown(tree));
         for port in ports.iter().filter(|port| port.arity != Arity::Optional) {
-            if is_readable && !wrong.contains(&port.name) {
+            if is_readable && !seen.contains(&port.name) {
                 let at = entry.map.key_span("in").unwrap_or(entry.span);
                 self.missing(reader, name, port, at);
             }
@@ -176,8 +181,9 @@ impl Wiring<'_, '_, '_> {
             && port.kind != "any"
             && output.kind != "any"
         {
-            let help =
-                self.makers(port.kind).map(|makers| format!("`{}` comes from {makers}", port.kind));
+            let help = self
+                .makers(port.kind, consumer_name)
+                .map(|makers| format!("`{}` comes from {makers}", port.kind));
             let message = format!(
                 "port `{}` of node `{consumer_name}` takes `{}`, but `{}.{}` is `{}`",
                 port.name, port.kind, reference.node, output.name, output.kind
@@ -306,7 +312,7 @@ impl Wiring<'_, '_, '_> {
 
     fn missing(&self, reader: &mut Reader<'_>, name: &str, port: &Port, at: Span) {
         let message = format!("port `{}` of node `{name}` is not connected", port.name);
-        let makers = self.makers(port.kind);
+        let makers = self.makers(port.kind, name);
         let makers =
             makers.map_or(String::new(), |makers| format!("; `{}` comes from {makers}", port.kind));
         reader.sink.push(
@@ -317,11 +323,12 @@ impl Wiring<'_, '_, '_> {
     }
 
     /// References to outputs of a kind, for help.
-    fn makers(&self, kind: &str) -> Option<String> {
+    fn makers(&self, kind: &str, consumer: &str) -> Option<String> {
         let makers: Vec<_> = self
             .document
             .entries
             .iter()
+            .filter(|(name, _)| **name != consumer)
             .filter_map(|(name, entry)| Some((name, entry.kind.as_ref()?.task.outputs())))
             .flat_map(|(name, outputs)| {
                 let of_kind = outputs.iter().filter(move |output| output.kind == kind);

@@ -128,7 +128,10 @@ pub(crate) fn read<'t>(text: &'t str, source: &Source, sink: &mut Sink) -> Optio
         let (event, span) = match event {
             Ok((event, span)) => (event, loader.offsets.span(span)),
             Err(error) => {
-                let mistake = syntax_mistake(&error, loader.source, &loader.offsets);
+                let open = loader.stack.last().map(|frame| match frame {
+                    Frame::Seq { start, .. } | Frame::Map { start, .. } => *start,
+                });
+                let mistake = syntax_mistake(&error, loader.source, &loader.offsets, open);
                 loader.sink.push(mistake);
                 return None;
             }
@@ -150,7 +153,9 @@ pub(crate) fn read<'t>(text: &'t str, source: &Source, sink: &mut Sink) -> Optio
             return None;
         }
     }
-    loader.root
+    // A file without any value reads as nothing.
+    let nothing = Scalar { text: Cow::Borrowed(""), plain: true };
+    Some(loader.root.unwrap_or(Yaml { span: Span::default(), kind: Kind::Scalar(nothing) }))
 }
 
 enum Frame<'t> {
@@ -370,8 +375,20 @@ fn duplicate_key(key: &str, at: Span, first: Span, in_nodes: bool) -> Mistake {
 }
 
 /// A syntax error in the parser's words, with advice where its words are known to mislead.
-fn syntax_mistake(error: &ScanError, source: &Source, offsets: &Offsets<'_>) -> Mistake {
+fn syntax_mistake(
+    error: &ScanError,
+    source: &Source,
+    offsets: &Offsets<'_>,
+    open: Option<Span>,
+) -> Mistake {
     let at = offsets.offset(*error.marker());
+    let open = open.filter(|open| source.slice(*open).starts_with(['{', '[']));
+    if let Some(open) = open.filter(|_| source.text()[at..].trim().is_empty()) {
+        let bracket = source.slice(open).chars().next().unwrap_or_default();
+        let at = Span::new(open.start as usize, open.start as usize + 1);
+        return Mistake::new("spec::syntax", format!("`{bracket}` is not closed"))
+            .at(at, "opened here");
+    }
     let line = source.line_range(source.place(at as u32).line as usize - 1);
     let line_text = &source.text()[line.clone()];
     let indent = &line_text[..line_text.len() - line_text.trim_start().len()];
