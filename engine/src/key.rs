@@ -123,7 +123,7 @@ impl Components {
 }
 
 /// Whether the names of producers on `port` are seen by the task and so belong to the key.
-pub fn is_labelled(node: &Node, port: &str) -> bool {
+pub(crate) fn is_labelled(node: &Node, port: &str) -> bool {
     node.task.inputs().iter().any(|known| known.name == port && known.arity == Arity::Many)
 }
 

@@ -1,7 +1,243 @@
 //! The SQL ledger: every run, attempt, metric, log line and artifact.
+//!
+//! Changes of state go through [`record`]: one transaction for everything that happened since the
+//! last one, with the events that describe it. Questions of the planner are in [`lookup`], those of
+//! operators in [`view`]. The statements are the same on `SQLite` and Postgres.
+//!
+//! **Invariant:** a result is published only by the attempt that holds the key's newest epoch
+//! (`stale_publish_is_refused`).
 
+mod database;
+mod lookup;
+mod owner;
+mod record;
+mod schema;
 mod view;
 
-pub use view::{
-    AttemptRow, LogRow, MetricPoint, NodeDetail, OutputRow, RunDetail, RunNodeRow, RunRow,
+use std::io;
+use std::path::{Path, PathBuf};
+
+use tokio::sync::Mutex;
+
+use crate::clock::Clock;
+use database::Database;
+
+pub(crate) use database::Location;
+pub(crate) use lookup::{KeyState, KeyStatus};
+pub(crate) use owner::Owner;
+pub(crate) use record::{
+    AttemptEnd, Batch, Claim, EventRow, KeyRow, LogLine, MetricRow, NewRun, NodeChange,
+    ProgressRow, Publish, Reply, Writer,
 };
+pub use view::{
+    AttemptRow, Lines, LogRow, MetricPoint, NodeDetail, OutputRow, RunDetail, RunNodeRow, RunRow,
+};
+
+/// The ledger cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// It cannot be opened.
+    #[error("cannot open the ledger `{location}`: {message}")]
+    CannotOpen {
+        /// Its file or server.
+        location: String,
+        /// What the database says.
+        message: String,
+    },
+    /// Its file is no database, or not a whole one.
+    #[error("the ledger `{location}` is damaged: {message}")]
+    Damaged {
+        /// Its file.
+        location: String,
+        /// What the database says.
+        message: String,
+    },
+    /// It was made by a newer program.
+    #[error("the ledger has schema version {found}; this program knows up to {known}")]
+    NewerSchema {
+        /// Its version.
+        found: i64,
+        /// The newest known one.
+        known: i64,
+    },
+    /// It cannot be written.
+    #[error("the ledger `{location}` is read-only: {message}")]
+    ReadOnly {
+        /// Its file or server.
+        location: String,
+        /// What the database says.
+        message: String,
+    },
+    /// There is no space left.
+    #[error("no space left for the ledger `{location}`: {message}")]
+    Full {
+        /// Its file or server.
+        location: String,
+        /// What the database says.
+        message: String,
+    },
+    /// `SQLite` needs locks that network file systems do not give.
+    #[error("the ledger `{}` lies on a network file system ({kind})", path.display())]
+    NetworkFileSystem {
+        /// Its folder.
+        path: PathBuf,
+        /// The file system.
+        kind: &'static str,
+    },
+    /// The connection is lost, or another process holds the database; the same call may succeed
+    /// later.
+    #[error("the ledger `{location}` cannot be reached: {message}")]
+    Unreachable {
+        /// Its file or server.
+        location: String,
+        /// What the database says.
+        message: String,
+    },
+    /// A statement failed.
+    #[error("the ledger `{location}` refuses a statement: {message}")]
+    Statement {
+        /// Its file or server.
+        location: String,
+        /// What the database says.
+        message: String,
+    },
+    /// A row does not read back as what was written.
+    #[error("the ledger holds a value that cannot be read: {0}")]
+    Value(String),
+    /// No run has this id.
+    #[error("no run is called `{0}`")]
+    NoSuchRun(String),
+    /// Several runs have ids that start so.
+    #[error("several runs start with `{prefix}`: {}", matches.join(", "))]
+    AmbiguousRun {
+        /// What was asked for.
+        prefix: String,
+        /// Some of them.
+        matches: Vec<String>,
+    },
+    /// The run has no such node.
+    #[error("run `{run}` has no node `{node}`")]
+    NoSuchNode {
+        /// The run.
+        run: String,
+        /// What was asked for.
+        node: String,
+    },
+}
+
+impl Error {
+    fn cannot_open(location: &Location, error: &sqlx::Error) -> Self {
+        let message = error.to_string();
+        match Self::from_sqlx(location, error) {
+            Self::Statement { location, .. } | Self::Unreachable { location, .. } => {
+                Self::CannotOpen { location, message }
+            }
+            other => other,
+        }
+    }
+
+    fn from_sqlx(location: &Location, error: &sqlx::Error) -> Self {
+        let message = error.to_string();
+        let code = error
+            .as_database_error()
+            .and_then(sqlx::error::DatabaseError::code)
+            .unwrap_or_default();
+        let is_sqlite = matches!(location, Location::Sqlite(_));
+        let location = location.shown();
+        if is_sqlite && let Ok(code) = code.parse::<i32>() {
+            // The low byte is the primary result code.
+            return match code & 0xff {
+                5 | 6 => Self::Unreachable { location, message },
+                8 => Self::ReadOnly { location, message },
+                13 => Self::Full { location, message },
+                11 | 26 => Self::Damaged { location, message },
+                _ => Self::Statement { location, message },
+            };
+        }
+        match (error, code.as_ref()) {
+            // Serialization failure, deadlock, shutdown, crash, connection trouble.
+            (_, "40001" | "40P01" | "57P01" | "57P02" | "57P03") => {
+                Self::Unreachable { location, message }
+            }
+            (_, "25006" | "42501") => Self::ReadOnly { location, message },
+            (_, "53100") => Self::Full { location, message },
+            (_, code) if code.starts_with("08") => Self::Unreachable { location, message },
+            (sqlx::Error::Io(_) | sqlx::Error::Protocol(_) | sqlx::Error::WorkerCrashed, _) => {
+                Self::Unreachable { location, message }
+            }
+            _ => Self::Statement { location, message },
+        }
+    }
+
+    /// What to do about it, when that is known.
+    pub fn help(&self) -> Option<&'static str> {
+        match self {
+            Self::Damaged { .. } => Some(
+                "move the ledger away and run again: checkpoints are kept, finished nodes run anew",
+            ),
+            Self::NewerSchema { .. } => Some("use the newer program, or another ledger"),
+            Self::ReadOnly { .. } => {
+                Some("make the ledger's folder writable, or choose another one")
+            }
+            Self::Full { .. } => Some("free space and run the same command again"),
+            Self::NetworkFileSystem { .. } => Some(
+                "keep the ledger on a local disk with `--ledger PATH`, or use `--ledger postgres://…`",
+            ),
+            _ => None,
+        }
+    }
+
+    /// Whether the same call may succeed later.
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Self::Unreachable { .. })
+    }
+
+    fn value(error: impl std::fmt::Display) -> Self {
+        Self::Value(error.to_string())
+    }
+}
+
+/// An open ledger.
+pub(crate) struct Ledger {
+    /// The only connection: one writer, which also reads.
+    database: Mutex<Database>,
+    clock: Clock,
+}
+
+impl Ledger {
+    /// Opens the ledger and brings its schema up to date.
+    pub(crate) async fn open(location: &Location, clock: &Clock) -> Result<Self, Error> {
+        if let Location::Sqlite(path) = location {
+            let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty());
+            refuse_network(dir.unwrap_or(Path::new(".")))?;
+        }
+        let mut database = Database::connect(location).await?;
+        schema::migrate(&mut database, clock.now_us()).await?;
+        Ok(Self { database: Mutex::new(database), clock: clock.clone() })
+    }
+}
+
+/// Linux file system magic numbers (`linux/magic.h` and the file systems' own headers).
+const NETWORK_FILE_SYSTEMS: &[(u32, &str)] = &[
+    (0x0000_6969, "NFS"),
+    (0x0000_517b, "SMB"),
+    (0xff53_4d42, "CIFS"),
+    (0xfe53_4d42, "SMB2"),
+    (0x5346_414f, "AFS"),
+    (0x00c3_6400, "Ceph"),
+    (0x0bd0_0bd0, "Lustre"),
+    (0x4750_4653, "GPFS"),
+    (0x1983_0326, "BeeGFS"),
+];
+
+fn refuse_network(dir: &Path) -> Result<(), Error> {
+    let found = rustix::fs::statfs(dir).map_err(|error| Error::CannotOpen {
+        location: dir.display().to_string(),
+        message: io::Error::from(error).to_string(),
+    })?;
+    let magic = found.f_type as u32;
+    match NETWORK_FILE_SYSTEMS.iter().find(|(known, _)| *known == magic) {
+        Some((_, kind)) => Err(Error::NetworkFileSystem { path: dir.to_owned(), kind }),
+        None => Ok(()),
+    }
+}

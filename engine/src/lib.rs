@@ -2,16 +2,22 @@
 //!
 //! Data flows one way: [`spec`] reads YAML into a checked pipeline, [`graph`] expands it into a
 //! directed acyclic graph of nodes, [`plan`] gives each node its key and says what must run,
-//! [`run`] obeys the pure state machine of `schedule`, and `store` and [`ledger`] keep what
+//! [`run`] obeys the pure state machine of `schedule`, and [`store`] and [`ledger`] keep what
 //! was made. The crate knows nothing of language models.
 
 pub mod checkpoint;
 pub mod clock;
 pub mod digest;
+pub mod external;
 pub mod graph;
 pub mod key;
 pub mod ledger;
+mod open;
 pub mod plan;
 pub mod run;
+mod schedule;
 pub mod spec;
+pub mod store;
 pub mod task;
+
+pub use open::{Engine, Error, Settings};

@@ -1,8 +1,9 @@
 //! What a run would do, and why.
 
 mod reason;
+mod resolve;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use serde::Serialize;
@@ -10,8 +11,11 @@ use serde::Serialize;
 use crate::digest::Digest;
 use crate::graph::{Pipeline, Place};
 use crate::key::NodeKey;
+use crate::store::Store;
 
-pub use reason::{Change, Earlier, FileList, Reason, changes};
+pub use reason::{Change, Reason};
+pub(crate) use reason::{Earlier, FileList};
+pub(crate) use resolve::{Mode, NodeResult, Outputs, Resolver, Verdict, blocking};
 
 /// Which nodes a plan or run covers; whatever they need comes with them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -129,4 +133,55 @@ impl Plan {
     pub fn count(&self, state: PlannedState) -> usize {
         self.nodes.iter().filter(|node| node.state == state).count()
     }
+}
+
+/// Makes the plan of the covered nodes from what `resolver` found out about them.
+pub(crate) fn assemble(
+    resolver: &Resolver<'_>,
+    store: &Store,
+    covered: &[bool],
+    results: &[Option<NodeResult>],
+) -> Plan {
+    let pipeline = resolver.pipeline;
+    let mut nodes: Vec<PlannedNode> = Vec::new();
+    let mut states: Vec<Option<PlannedState>> = vec![None; pipeline.nodes.len()];
+    for (index, node) in pipeline.nodes.iter().enumerate().filter(|(index, _)| covered[*index]) {
+        let (state, reason, outputs) = match results[index].as_ref().map(|result| &result.verdict) {
+            Some(Verdict::Cached(outputs)) => {
+                (PlannedState::Cached, None, artifacts(store, outputs))
+            }
+            Some(Verdict::Missing { reason, .. }) => {
+                (PlannedState::Run, Some(reason.clone()), Artifacts::new())
+            }
+            Some(Verdict::Running { owner, .. }) => {
+                let reason = Reason::Elsewhere { owner: owner.clone() };
+                (PlannedState::Run, Some(reason), Artifacts::new())
+            }
+            None => {
+                let waits = |index: &usize| states[*index] != Some(PlannedState::Cached);
+                let sources = node.inputs.values().flatten().map(|source| source.node);
+                let by: BTreeSet<usize> = sources.filter(waits).collect();
+                let by = by.into_iter().map(|index| pipeline.nodes[index].name.clone()).collect();
+                (PlannedState::Blocked, Some(Reason::Blocked { by }), Artifacts::new())
+            }
+        };
+        states[index] = Some(state);
+        nodes.push(PlannedNode {
+            index,
+            name: node.name.clone(),
+            task: node.task.kind(),
+            state,
+            key: results[index].as_ref().map(|result| result.key),
+            reason,
+            outputs,
+            place: node.place.clone(),
+        });
+    }
+    Plan { pipeline: pipeline.name.clone(), nodes }
+}
+
+/// Where the artifacts with these digests lie.
+pub(crate) fn artifacts(store: &Store, outputs: &Outputs) -> Artifacts {
+    let artifact = |digest: &Digest| Artifact { digest: *digest, path: store.path(digest) };
+    outputs.iter().map(|(port, digest)| (port.clone(), artifact(digest))).collect()
 }

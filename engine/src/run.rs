@@ -4,8 +4,168 @@
 //! at a time, and whatever happens meanwhile goes into the next one, so that a busy run commits in
 //! groups without waiting.
 
+mod attempt;
+mod driver;
+mod flight;
 mod report;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeSet;
+
+use crate::digest::Digest;
+use crate::graph::Pipeline;
+use crate::ledger::{KeyRow, NewRun};
+use crate::open::{Engine, Error};
+use crate::plan::{Mode, NodeResult, Reason, Resolver, Verdict, blocking};
+use crate::schedule::Amounts;
+use driver::Driver;
 
 pub use report::{
     Counts, NodeFailure, NodeState, Observer, Options, RunEvent, RunState, RunSummary, Silent, Stop,
 };
+
+impl Engine {
+    /// Runs what is missing and gives the results of everything covered.
+    ///
+    /// What died processes of this host left behind is taken over at once. Several runs on one
+    /// ledger share the work. `stop` ends the run early.
+    ///
+    /// # Errors
+    /// When a target is unknown, external files cannot be read, a node can never get its
+    /// resources, or store or ledger are in trouble. A failed node is no error: see
+    /// [`RunSummary::state`].
+    pub async fn run(
+        &self,
+        pipeline: &Pipeline,
+        options: Options,
+        stop: &Stop,
+    ) -> Result<RunSummary, Error> {
+        let covered = options.targets.closure(pipeline)?;
+        let total = Amounts {
+            cpu: options.n_cpu.max(1),
+            memory_bytes: options.memory_bytes.unwrap_or(u64::MAX),
+            gpu: options.n_gpu,
+            pools: options.pools.clone(),
+        };
+        check_resources(pipeline, &covered, &total)?;
+        self.ledger.register(&self.owner).await?;
+        self.ledger.recover(&self.owner).await?;
+        self.clean().await?;
+        let mut resolver =
+            Resolver::new(pipeline, &self.ledger, &self.store, &self.clock, Mode::Act);
+        let results = resolver.all(&covered).await?;
+        let run = self.write_run(&resolver, &covered, &results).await?;
+        Driver::new(self, resolver, options, total, &covered, results, run).drive(stop).await
+    }
+
+    /// Removes what dead attempts left.
+    async fn clean(&self) -> Result<(), Error> {
+        let leftovers = blocking(|| self.store.leftovers())?;
+        if leftovers.is_empty() {
+            return Ok(());
+        }
+        // Listed first, asked second: an attempt that starts in between is not in the list.
+        let live: BTreeSet<String> = self.ledger.live_attempts().await?;
+        blocking(|| self.store.clean(&leftovers, &live));
+        Ok(())
+    }
+
+    /// Writes the run with what is known of its nodes; gives its id.
+    async fn write_run(
+        &self,
+        resolver: &Resolver<'_>,
+        covered: &[bool],
+        results: &[Option<NodeResult>],
+    ) -> Result<String, Error> {
+        let pipeline = resolver.pipeline;
+        let run = run_id(&format!("{} {}", self.owner.id, self.clock.now_us()));
+        let mut nodes = Vec::new();
+        let mut keys = std::collections::BTreeMap::new();
+        for (index, node) in pipeline.nodes.iter().enumerate() {
+            if !covered[index] {
+                continue;
+            }
+            let result = results[index].as_ref();
+            let mut reason = None;
+            let mut state = NodeState::Waiting;
+            match result.map(|result| &result.verdict) {
+                Some(Verdict::Cached(_)) => state = NodeState::Cached,
+                Some(Verdict::Missing { reason: because, .. }) => reason = Some(because.clone()),
+                Some(Verdict::Running { owner, .. }) => {
+                    reason = Some(Reason::Elsewhere { owner: owner.clone() });
+                }
+                None => {}
+            }
+            if let Some(result) = result
+                && !matches!(result.verdict, Verdict::Cached(_))
+            {
+                keys.insert(result.key, key_row(result));
+            }
+            let reason = reason.map(|reason| {
+                serde_json::to_string(&reason).expect("a reason holds nothing that JSON does not")
+            });
+            let key = result.map(|result| result.key);
+            let (name, entry) = (node.name.as_str(), node.entry.as_str());
+            nodes.push((index, name, entry, node.task.kind(), key, state, reason));
+        }
+        let params = serde_json::to_string(&pipeline.params)
+            .expect("pipeline params hold nothing that JSON does not");
+        let path = pipeline.path.to_string_lossy();
+        let new = NewRun {
+            id: &run,
+            pipeline: &pipeline.name,
+            path: &path,
+            text: &pipeline.text,
+            params,
+            nodes,
+        };
+        self.ledger.start_run(&self.owner, new, &keys).await?;
+        Ok(run)
+    }
+}
+
+fn key_row(result: &NodeResult) -> KeyRow {
+    KeyRow {
+        key: result.key,
+        components: result.components.clone(),
+        external: result.external.as_ref().map(|found| found.list()),
+    }
+}
+
+/// A short id that starts with a letter, so that it is no number anywhere.
+fn run_id(text: &str) -> String {
+    const ALPHABET: &[u8; 32] = b"abcdefghijkmnpqrstuvwxyz23456789";
+    let digest = Digest::of(text.as_bytes());
+    let letters = digest.as_bytes().iter().take(10).enumerate();
+    let letter = |(i, byte): (usize, &u8)| {
+        let n = if i == 0 { 24 } else { 32 };
+        char::from(ALPHABET[usize::from(*byte) % n])
+    };
+    letters.map(letter).collect()
+}
+
+fn check_resources(pipeline: &Pipeline, covered: &[bool], total: &Amounts) -> Result<(), Error> {
+    for (node, _) in pipeline.nodes.iter().zip(covered).filter(|(_, covered)| **covered) {
+        let lacks = |resource: &str, needs: u64, has: u64| {
+            let (name, place) = (node.name.clone(), node.place.clone());
+            Err(Error::Resource { node: name, place, resource: resource.to_owned(), needs, has })
+        };
+        let wanted = &node.resources;
+        if wanted.gpu > total.gpu {
+            return lacks("gpu", u64::from(wanted.gpu), u64::from(total.gpu));
+        }
+        if let Some(memory) = wanted.memory_bytes
+            && memory > total.memory_bytes
+        {
+            return lacks("memory (bytes)", memory, total.memory_bytes);
+        }
+        for (pool, n) in &wanted.pools {
+            let has = total.pools.get(pool).copied().unwrap_or(0);
+            if *n > has {
+                return lacks(pool, u64::from(*n), u64::from(has));
+            }
+        }
+    }
+    Ok(())
+}

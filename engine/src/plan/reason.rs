@@ -44,6 +44,11 @@ pub enum Reason {
         /// The output port.
         port: String,
     },
+    /// Another process computes it now.
+    Elsewhere {
+        /// Who: `host:pid`.
+        owner: String,
+    },
     /// It waits for nodes that run.
     Blocked {
         /// The nearest of them.
@@ -113,25 +118,21 @@ pub enum Change {
 }
 
 /// Relative paths and digests of external files, as the ledger keeps them.
-pub type FileList = Vec<(String, String)>;
+pub(crate) type FileList = Vec<(String, String)>;
 
 /// A key that a node of the same name had before.
-pub struct Earlier {
-    /// The key.
-    pub key: NodeKey,
-    /// The last run that used it.
-    pub run: String,
-    /// What it is made of.
-    pub components: Components,
-    /// Its external files.
-    pub external: FileList,
+pub(crate) struct Earlier {
+    pub(crate) key: NodeKey,
+    pub(crate) run: String,
+    pub(crate) components: Components,
+    pub(crate) external: FileList,
 }
 
 const EXAMPLES_MAX: usize = 3;
 
 /// Every component in which `now` differs from `earlier`. `sources` names the producers on each
 /// port of `node`, in the order of the components' inputs.
-pub fn changes(
+pub(crate) fn changes(
     node: &Node,
     sources: &BTreeMap<String, Vec<String>>,
     now: &Components,
@@ -242,6 +243,7 @@ impl fmt::Display for Reason {
             Self::NotInStore { port } => {
                 write!(f, "artifact of port `{port}` is not in this store")
             }
+            Self::Elsewhere { owner } => write!(f, "{owner} computes it now"),
             Self::Blocked { by } => write!(f, "waits for {}", names(by)),
             Self::CutOff { reran } => write!(f, "{} gave the same bytes again", names(reran)),
         }

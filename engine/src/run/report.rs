@@ -66,8 +66,7 @@ impl Stop {
         *self.0.borrow()
     }
 
-    /// Changes with each request.
-    pub fn watch(&self) -> watch::Receiver<u8> {
+    pub(crate) fn watch(&self) -> watch::Receiver<u8> {
         self.0.subscribe()
     }
 }

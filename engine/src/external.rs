@@ -1,0 +1,286 @@
+//! Files outside the store that a node reads: found by pattern, hashed, and watched for changes.
+//!
+//! `relative` is the path below the fixed part of a pattern, the folders before its first
+//! wildcard; so a corpus may move without new keys. Digests are kept by size, times and inode, so
+//! unchanged files are not read again.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use serde::{Deserialize, Serialize};
+
+use crate::digest::Digest;
+use crate::plan::FileList;
+use crate::task::ExternalFile;
+
+/// A pattern that gives no files.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The pattern is malformed.
+    #[error("pattern `{pattern}` is malformed: {message}")]
+    Pattern {
+        /// The pattern.
+        pattern: String,
+        /// What is wrong.
+        message: String,
+    },
+    /// Nothing matches.
+    #[error("pattern `{pattern}` matches no file{}", missing.as_ref().map_or_else(String::new, |dir| format!(": `{}` does not exist", dir.display())))]
+    NoMatch {
+        /// The pattern.
+        pattern: String,
+        /// Its fixed folder, when that does not exist.
+        missing: Option<PathBuf>,
+    },
+    /// It names a folder.
+    #[error("pattern `{pattern}` names a folder; write `{pattern}/**/*` for the files in it")]
+    Folder {
+        /// The pattern.
+        pattern: String,
+    },
+    /// A file or folder cannot be read.
+    #[error("cannot read `{}`: {source}", path.display())]
+    Io {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// What a file's inode says of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Stat {
+    size_bytes: u64,
+    mtime_ns: i64,
+    /// Changes even when somebody sets the modification time back.
+    ctime_ns: i64,
+    inode: u64,
+}
+
+impl Stat {
+    fn of(path: &Path) -> io::Result<Self> {
+        let metadata = std::fs::metadata(path)?;
+        let ns = |s: i64, ns: i64| s.saturating_mul(1_000_000_000).saturating_add(ns);
+        Ok(Self {
+            size_bytes: metadata.len(),
+            mtime_ns: ns(metadata.mtime(), metadata.mtime_nsec()),
+            ctime_ns: ns(metadata.ctime(), metadata.ctime_nsec()),
+            inode: metadata.ino(),
+        })
+    }
+}
+
+/// Known digests of the files below one folder, by relative path.
+pub(crate) type StatCache = BTreeMap<String, (Stat, Digest)>;
+
+/// The files of a node.
+#[derive(Clone, Debug)]
+pub(crate) struct Resolved {
+    /// Sorted by relative path.
+    pub(crate) files: Vec<ExternalFile>,
+    stats: Vec<Stat>,
+    /// Digest of the list of relative paths and contents.
+    pub(crate) digest: Digest,
+}
+
+impl Resolved {
+    /// The list as the ledger keeps it.
+    pub(crate) fn list(&self) -> FileList {
+        let pairs = self.files.iter().map(|file| (file.relative.clone(), file.digest.to_string()));
+        pairs.collect()
+    }
+
+    /// The first file that is not what it was.
+    pub(crate) fn changed(&self) -> Option<&ExternalFile> {
+        let pairs = self.files.iter().zip(&self.stats);
+        for (file, stat) in pairs {
+            if Stat::of(&file.path).is_ok_and(|now| now == *stat) {
+                continue;
+            }
+            // A touched file with the same content is no change.
+            if Digest::of_file(&file.path).ok() != Some((file.digest, file.size_bytes)) {
+                return Some(file);
+            }
+        }
+        None
+    }
+}
+
+/// A pattern, split at its first wildcard.
+struct Pattern {
+    base: PathBuf,
+    rest: String,
+}
+
+fn split(pattern: &str) -> Pattern {
+    let expanded = match pattern.strip_prefix("~/") {
+        Some(rest) => match std::env::var("HOME") {
+            Ok(home) => format!("{home}/{rest}"),
+            Err(_) => pattern.to_owned(),
+        },
+        None => pattern.to_owned(),
+    };
+    let cut = expanded.find(['*', '?', '[', '{']).unwrap_or(expanded.len());
+    let (base, rest) = match expanded[..cut].rfind('/') {
+        Some(slash) => (&expanded[..=slash], &expanded[slash + 1..]),
+        None => ("./", &expanded[..]),
+    };
+    Pattern { base: PathBuf::from(base), rest: rest.to_owned() }
+}
+
+/// The folder that `pattern` searches, under which the ledger caches digests.
+pub(crate) fn base(pattern: &str) -> String {
+    split(pattern).base.to_string_lossy().into_owned()
+}
+
+/// Finds and hashes the files of `patterns`. `caches` holds what is known by [`base`] and is
+/// brought up to date; the folders whose entries changed go to `dirty`.
+///
+/// # Errors
+/// When a pattern is malformed or gives no file, or a file cannot be read.
+pub(crate) fn resolve(
+    patterns: &[String],
+    caches: &mut BTreeMap<String, StatCache>,
+    dirty: &mut Vec<String>,
+    now_us: i64,
+) -> Result<Resolved, Error> {
+    let mut found: Vec<(ExternalFile, Stat)> = Vec::new();
+    for pattern in patterns {
+        let key = base(pattern);
+        let matched = list(pattern)?;
+        let cache = caches.entry(key.clone()).or_default();
+        let (files, changed) = hash(matched, cache, now_us)?;
+        if changed {
+            dirty.push(key);
+        }
+        found.extend(files);
+    }
+    found.sort_by(|(a, _), (b, _)| a.relative.cmp(&b.relative));
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(b"sbp external 1\n");
+    for (file, _) in &found {
+        hasher.update(&(file.relative.len() as u64).to_le_bytes());
+        hasher.update(file.relative.as_bytes());
+        hasher.update(file.digest.as_bytes());
+    }
+    let (files, stats) = found.into_iter().unzip();
+    Ok(Resolved { files, stats, digest: hasher.finalize().into() })
+}
+
+/// Paths that match, with their relative paths.
+fn list(pattern: &str) -> Result<Vec<(PathBuf, String)>, Error> {
+    let Pattern { base, rest } = split(pattern);
+    if !rest.contains(['*', '?', '[', '{']) {
+        let path = base.join(&rest);
+        return match std::fs::metadata(&path) {
+            Ok(metadata) if metadata.is_dir() => {
+                Err(Error::Folder { pattern: pattern.trim_end_matches('/').to_owned() })
+            }
+            Ok(_) => Ok(vec![(path, rest)]),
+            Err(source) if source.kind() == io::ErrorKind::NotFound => {
+                Err(Error::NoMatch { pattern: pattern.to_owned(), missing: None })
+            }
+            Err(source) => Err(Error::Io { path, source }),
+        };
+    }
+    let malformed = |error: globset::Error| Error::Pattern {
+        pattern: pattern.to_owned(),
+        message: error.kind().to_string(),
+    };
+    let glob = globset::GlobBuilder::new(&rest).literal_separator(true).build();
+    let matcher = glob.map_err(malformed)?.compile_matcher();
+    if !base.is_dir() {
+        return Err(Error::NoMatch { pattern: pattern.to_owned(), missing: Some(base) });
+    }
+    // Without `**` nothing below the pattern's own depth can match.
+    let depth_max = if rest.contains("**") { usize::MAX } else { rest.split('/').count() };
+    let mut matched = Vec::new();
+    for entry in walkdir::WalkDir::new(&base).follow_links(true).max_depth(depth_max) {
+        let entry = entry.map_err(|error| {
+            let path = error.path().unwrap_or(&base).to_owned();
+            Error::Io { path, source: error.into() }
+        })?;
+        if !entry.file_type().is_file() {
+            continue;
+        }
+        let relative = entry.path().strip_prefix(&base).unwrap_or(entry.path());
+        if matcher.is_match(relative) {
+            let text = relative.to_str().ok_or_else(|| Error::Io {
+                path: entry.path().to_owned(),
+                source: io::Error::other("its name is not UTF-8"),
+            })?;
+            matched.push((entry.path().to_owned(), text.to_owned()));
+        }
+    }
+    if matched.is_empty() {
+        return Err(Error::NoMatch { pattern: pattern.to_owned(), missing: None });
+    }
+    Ok(matched)
+}
+
+/// A file changed this recently may change again without its times telling.
+const SETTLED_NS: i64 = 2_000_000_000;
+
+type Hashed = (ExternalFile, Stat);
+/// What a look at a file gave, and whether it had to be read.
+type Looked = (Stat, Digest, bool);
+
+fn hash(
+    matched: Vec<(PathBuf, String)>,
+    cache: &mut StatCache,
+    now_us: i64,
+) -> Result<(Vec<Hashed>, bool), Error> {
+    let n_threads = std::thread::available_parallelism().map_or(1, usize::from).min(8);
+    let next = AtomicUsize::new(0);
+    let known: &StatCache = cache;
+    let one = |(path, relative): &(PathBuf, String)| -> Result<Looked, Error> {
+        let io = |source| Error::Io { path: path.clone(), source };
+        let stat = Stat::of(path).map_err(io)?;
+        match known.get(relative) {
+            Some((before, digest)) if *before == stat => Ok((stat, *digest, false)),
+            _ => Ok((stat, Digest::of_file(path).map_err(io)?.0, true)),
+        }
+    };
+    let mut results: Vec<Option<Result<Looked, Error>>> = Vec::new();
+    results.resize_with(matched.len(), || None);
+    if matched.len() < 64 {
+        for (slot, file) in results.iter_mut().zip(&matched) {
+            *slot = Some(one(file));
+        }
+    } else {
+        let parts = std::thread::scope(|scope| {
+            let work = || {
+                let mut part = Vec::new();
+                loop {
+                    let i = next.fetch_add(1, Ordering::Relaxed);
+                    let Some(file) = matched.get(i) else { return part };
+                    part.push((i, one(file)));
+                }
+            };
+            let threads: Vec<_> = (0..n_threads).map(|_| scope.spawn(work)).collect();
+            let join = |thread: std::thread::ScopedJoinHandle<'_, _>| {
+                thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            };
+            threads.into_iter().map(join).collect::<Vec<Vec<_>>>()
+        });
+        for (i, result) in parts.into_iter().flatten() {
+            results[i] = Some(result);
+        }
+    }
+    let mut files = Vec::with_capacity(matched.len());
+    let mut changed = false;
+    for ((path, relative), result) in matched.into_iter().zip(results) {
+        let (stat, digest, fresh) = result.expect("every file was visited")?;
+        let newest_ns = stat.mtime_ns.max(stat.ctime_ns);
+        if fresh && newest_ns < now_us.saturating_mul(1000).saturating_sub(SETTLED_NS) {
+            changed = true;
+            cache.insert(relative.clone(), (stat, digest));
+        }
+        files.push((ExternalFile { path, relative, digest, size_bytes: stat.size_bytes }, stat));
+    }
+    Ok((files, changed))
+}

@@ -1,0 +1,252 @@
+//! What the planner asks of the ledger: in batches, one question for thousands of keys.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::database::{Bind, Row};
+use super::{Error, Ledger};
+use crate::digest::Digest;
+use crate::external::StatCache;
+use crate::key::{Components, InputPart, NodeKey};
+use crate::plan::{Earlier, FileList};
+use crate::store::Manifest;
+
+/// Where the result of a key stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum KeyStatus {
+    Missing,
+    Running,
+    Done,
+}
+
+/// What the ledger knows of a key.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct KeyState {
+    pub(crate) status: KeyStatus,
+    /// The newest attempt; 0 when there was none.
+    pub(crate) epoch: i64,
+    /// `host:pid` of who holds or held it.
+    pub(crate) owner: String,
+    pub(crate) lease_until_us: i64,
+    /// Digests by port, when done.
+    pub(crate) outputs: BTreeMap<String, Digest>,
+}
+
+const KEYS: &str = "
+    SELECT k.key, k.state, k.epoch, coalesce(w.host || ':' || w.pid, ''), k.lease_until_us,
+           o.port, o.digest
+      FROM {rows: key TEXT} AS r
+      JOIN node_key AS k ON k.key = r.key
+      LEFT JOIN owner AS w ON w.id = k.owner
+      LEFT JOIN output AS o ON o.key = k.key AND k.state = 'done'";
+
+/// Keys of the pipeline's last run: most of them are asked for next, all in one go instead of one
+/// question for each level of the graph.
+const KEYS_OF_LAST_RUN: &str = "
+    SELECT k.key, k.state, k.epoch, '', k.lease_until_us, o.port, o.digest
+      FROM run_node AS n
+      JOIN node_key AS k ON k.key = n.key AND k.state = 'done'
+      LEFT JOIN output AS o ON o.key = k.key
+     WHERE n.run_id = (SELECT id FROM run WHERE pipeline = $1
+                        ORDER BY started_us DESC, id LIMIT 1)";
+
+const MANIFESTS: &str = "
+    SELECT a.digest, a.manifest
+      FROM {rows: digest TEXT} AS r
+      JOIN artifact AS a ON a.digest = r.digest AND a.store = $2 AND a.state = 'present'";
+
+const LAST_ATTEMPTS: &str = "
+    SELECT a.key, a.state, a.failure_message
+      FROM {rows: key TEXT} AS r
+      JOIN node_key AS k ON k.key = r.key
+      JOIN attempt AS a ON a.key = k.key AND a.epoch = k.epoch";
+
+const EARLIER: &str = "
+    SELECT r.i, n.run_id, k.key, k.task, k.revision, k.params, k.inputs, k.external, k.salt
+      FROM {rows: i BIGINT, name TEXT, key TEXT} AS r
+      JOIN run_node AS n ON n.name = r.name AND n.key IS NOT NULL AND n.key <> r.key
+       AND n.run_us = (SELECT x.run_us FROM run_node AS x JOIN run AS y ON y.id = x.run_id
+                        WHERE x.name = r.name AND x.key IS NOT NULL AND x.key <> r.key
+                          AND y.pipeline = $2
+                        ORDER BY x.run_us DESC LIMIT 1)
+      JOIN node_key AS k ON k.key = n.key";
+
+const EXTERNAL_LISTS: &str = "
+    SELECT e.digest, e.files
+      FROM {rows: digest TEXT} AS r JOIN external_list AS e ON e.digest = r.digest";
+
+const READ_STATS: &str = "SELECT files FROM file_stat WHERE base = $1";
+const WRITE_STATS: &str = "
+    INSERT INTO file_stat (base, files, updated_us) VALUES ($1, $2, $3)
+    ON CONFLICT (base) DO UPDATE SET files = excluded.files, updated_us = excluded.updated_us";
+
+const MARK_DAMAGED: &str = "
+    UPDATE artifact SET state = 'damaged' WHERE digest = $1 AND store = $2";
+
+const LIVE_ATTEMPTS: &str = "
+    SELECT key, epoch FROM attempt WHERE state = 'running'";
+
+/// The rows of a one-column statement.
+fn column<T: ToString>(values: impl Iterator<Item = T>) -> Result<String, Error> {
+    let rows: Vec<[String; 1]> = values.map(|value| [value.to_string()]).collect();
+    serde_json::to_string(&rows).map_err(Error::value)
+}
+
+fn collect_keys(rows: Vec<Row>) -> Result<BTreeMap<NodeKey, KeyState>, Error> {
+    let mut states: BTreeMap<NodeKey, KeyState> = BTreeMap::new();
+    for mut row in rows {
+        let key: NodeKey = row.text(0).parse().map_err(Error::value)?;
+        let state = states.entry(key).or_insert_with(|| KeyState {
+            status: match row.text(1).as_str() {
+                "done" => KeyStatus::Done,
+                "running" => KeyStatus::Running,
+                _ => KeyStatus::Missing,
+            },
+            epoch: row.int(2),
+            owner: row.text(3),
+            lease_until_us: row.int(4),
+            outputs: BTreeMap::new(),
+        });
+        if let Some(port) = row.opt_text(5) {
+            state.outputs.insert(port, row.text(6).parse().map_err(Error::value)?);
+        }
+    }
+    Ok(states)
+}
+
+impl Ledger {
+    /// What is known of `keys`; unknown ones are left out.
+    pub(crate) async fn keys(
+        &self,
+        keys: impl Iterator<Item = NodeKey>,
+    ) -> Result<BTreeMap<NodeKey, KeyState>, Error> {
+        let rows = column(keys)?;
+        let rows = self.database.lock().await.fetch(KEYS, &[Bind::Text(&rows)]).await?;
+        collect_keys(rows)
+    }
+
+    /// What is known of the keys of the pipeline's last run.
+    pub(crate) async fn keys_of_last_run(
+        &self,
+        pipeline: &str,
+    ) -> Result<BTreeMap<NodeKey, KeyState>, Error> {
+        let mut database = self.database.lock().await;
+        collect_keys(database.fetch(KEYS_OF_LAST_RUN, &[Bind::Text(pipeline)]).await?)
+    }
+
+    /// Manifests of the artifacts that the store should hold.
+    pub(crate) async fn manifests(
+        &self,
+        store: &str,
+        digests: impl Iterator<Item = Digest>,
+    ) -> Result<BTreeMap<Digest, Manifest>, Error> {
+        let rows = column(digests)?;
+        let binds = [Bind::Text(&rows), Bind::Text(store)];
+        let rows = self.database.lock().await.fetch(MANIFESTS, &binds).await?;
+        let mut manifests = BTreeMap::new();
+        for mut row in rows {
+            let manifest = serde_json::from_str(&row.text(1)).map_err(Error::value)?;
+            manifests.insert(row.text(0).parse().map_err(Error::value)?, manifest);
+        }
+        Ok(manifests)
+    }
+
+    /// How the newest attempt at each key ended: its state and failure message.
+    pub(crate) async fn last_attempts(
+        &self,
+        keys: impl Iterator<Item = NodeKey>,
+    ) -> Result<BTreeMap<NodeKey, (String, Option<String>)>, Error> {
+        let rows = column(keys)?;
+        let rows = self.database.lock().await.fetch(LAST_ATTEMPTS, &[Bind::Text(&rows)]).await?;
+        let mut ends = BTreeMap::new();
+        for mut row in rows {
+            let key = row.text(0).parse().map_err(Error::value)?;
+            ends.insert(key, (row.text(1), row.opt_text(2)));
+        }
+        Ok(ends)
+    }
+
+    /// For each `(i, name, key)`, the last other key that a node of that name had in this pipeline.
+    pub(crate) async fn earlier(
+        &self,
+        pipeline: &str,
+        asked: &[(usize, &str, NodeKey)],
+    ) -> Result<BTreeMap<usize, Earlier>, Error> {
+        let rows = serde_json::to_string(asked).map_err(Error::value)?;
+        let mut database = self.database.lock().await;
+        let rows = database.fetch(EARLIER, &[Bind::Text(&rows), Bind::Text(pipeline)]).await?;
+        let mut earlier = BTreeMap::new();
+        let mut lists: BTreeSet<String> = BTreeSet::new();
+        for mut row in rows {
+            let external = row.opt_text(7);
+            lists.extend(external.clone());
+            let components = read_components(&mut row, external)?;
+            let i = usize::try_from(row.int(0)).map_err(Error::value)?;
+            let key = row.text(2).parse().map_err(Error::value)?;
+            earlier.insert(i, Earlier { key, run: row.text(1), components, external: Vec::new() });
+        }
+        if lists.is_empty() {
+            return Ok(earlier);
+        }
+        let lists = column(lists.into_iter())?;
+        let mut files: BTreeMap<String, FileList> = BTreeMap::new();
+        for mut row in database.fetch(EXTERNAL_LISTS, &[Bind::Text(&lists)]).await? {
+            files.insert(row.text(0), serde_json::from_str(&row.text(1)).map_err(Error::value)?);
+        }
+        for earlier in earlier.values_mut() {
+            let digest = earlier.components.external.map(|digest| digest.to_string());
+            if let Some(list) = digest.and_then(|digest| files.get(&digest)) {
+                earlier.external.clone_from(list);
+            }
+        }
+        Ok(earlier)
+    }
+
+    /// The cached digests of files below `base`; empty when the cache cannot be read.
+    pub(crate) async fn file_stats(&self, base: &str) -> Result<StatCache, Error> {
+        let rows = self.database.lock().await.fetch(READ_STATS, &[Bind::Text(base)]).await?;
+        let text = rows.into_iter().next().map(|mut row| row.text(0));
+        // A cache in an older form is no reason to fail: files are hashed again.
+        Ok(text.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default())
+    }
+
+    /// Keeps the digests of files below `base`.
+    pub(crate) async fn write_file_stats(
+        &self,
+        base: &str,
+        stats: &StatCache,
+    ) -> Result<(), Error> {
+        let text = serde_json::to_string(stats).map_err(Error::value)?;
+        let binds = [Bind::Text(base), Bind::Text(&text), Bind::Int(self.clock.now_us())];
+        self.database.lock().await.run(WRITE_STATS, &binds).await?;
+        Ok(())
+    }
+
+    /// Notes that an artifact was moved to quarantine.
+    pub(crate) async fn mark_damaged(&self, store: &str, digest: &Digest) -> Result<(), Error> {
+        let text = digest.to_string();
+        let binds = [Bind::Text(&text), Bind::Text(store)];
+        self.database.lock().await.run(MARK_DAMAGED, &binds).await?;
+        Ok(())
+    }
+
+    /// Work folder names (`KEY-EPOCH`) of attempts that may still run.
+    pub(crate) async fn live_attempts(&self) -> Result<BTreeSet<String>, Error> {
+        let rows = self.database.lock().await.fetch(LIVE_ATTEMPTS, &[]).await?;
+        let name = |mut row: Row| format!("{}-{}", row.text(0), row.int(1));
+        Ok(rows.into_iter().map(name).collect())
+    }
+}
+
+/// Reads columns 3.. of [`EARLIER`].
+fn read_components(row: &mut Row, external: Option<String>) -> Result<Components, Error> {
+    let inputs: BTreeMap<String, Vec<InputPart>> =
+        serde_json::from_str(&row.text(6)).map_err(Error::value)?;
+    Ok(Components {
+        task: row.text(3),
+        revision: u32::try_from(row.int(4)).map_err(Error::value)?,
+        params: serde_json::from_str(&row.text(5)).map_err(Error::value)?,
+        inputs,
+        external: external.map(|text| text.parse()).transpose().map_err(Error::value)?,
+        salt: row.text(8),
+    })
+}

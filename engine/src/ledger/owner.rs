@@ -1,0 +1,159 @@
+//! Who holds a lease, and whether it still lives.
+
+use std::fs;
+
+use super::database::{Bind, Database};
+use super::{Error, Ledger};
+use crate::digest::Digest;
+
+/// A process that claims nodes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Owner {
+    /// Unique among all owners of all time.
+    pub(crate) id: String,
+    /// The host's name.
+    pub(crate) host: String,
+    /// This boot of the host and its process namespace: process ids mean nothing outside them.
+    boot: String,
+    pid: i64,
+    /// Clock ticks from boot to the process's start, which tells a reused id from the old one.
+    pid_started: i64,
+}
+
+impl Owner {
+    /// This process. `salt` tells several owners in one process apart.
+    pub(crate) fn this_process(now_us: i64, salt: u64) -> Self {
+        let read = |path: &str| fs::read_to_string(path).unwrap_or_default().trim().to_owned();
+        let namespace = fs::read_link("/proc/self/ns/pid").unwrap_or_default();
+        let (host, boot_id) =
+            (read("/proc/sys/kernel/hostname"), read("/proc/sys/kernel/random/boot_id"));
+        let boot = format!("{boot_id} {}", namespace.display());
+        let pid = i64::from(std::process::id());
+        let pid_started = started(pid).unwrap_or_default();
+        let text = format!("{host} {boot} {pid} {pid_started} {now_us} {salt}");
+        let id = Digest::of(text.as_bytes()).to_string()[..16].to_owned();
+        Self { id, host, boot, pid, pid_started }
+    }
+
+    /// Whether `other` ran on this host and is gone. False when that cannot be known from here.
+    fn knows_dead(&self, other: &Self) -> bool {
+        other.host == self.host
+            && (other.boot.split(' ').next() != self.boot.split(' ').next()
+                || (other.boot == self.boot && started(other.pid) != Some(other.pid_started)))
+    }
+}
+
+/// Start time of a process in clock ticks since boot; `None` when there is no such process, or
+/// only the remains of one.
+fn started(pid: i64) -> Option<i64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name in parentheses may itself hold spaces and parentheses.
+    let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
+    let state = fields.next()?;
+    if matches!(state, "Z" | "X") {
+        return None;
+    }
+    fields.nth(18)?.parse().ok()
+}
+
+const INSERT_OWNER: &str = "
+    INSERT INTO owner (id, host, boot, pid, pid_started, started_us)
+    VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (id) DO NOTHING";
+
+const OWNERS_AT_WORK: &str = "
+    SELECT DISTINCT o.id, o.host, o.boot, o.pid, o.pid_started
+      FROM owner AS o
+     WHERE o.id IN (SELECT owner FROM node_key WHERE state = 'running')
+        OR o.id IN (SELECT owner FROM run WHERE state = 'running')
+        OR o.id IN (SELECT owner FROM attempt WHERE state = 'running')";
+
+const EVENTS_OF_LOST: &str = "
+    INSERT INTO event (at_us, run_id, node, key, epoch, kind, detail)
+    SELECT $2, run_id, node, key, epoch, 'attempt_lost', 'its process died'
+      FROM attempt
+     WHERE state = 'running' AND owner IN (SELECT id FROM {rows: id TEXT} AS r)";
+const LOSE_ATTEMPTS: &str = "
+    UPDATE attempt SET state = 'lost', ended_us = $2
+     WHERE state = 'running' AND owner IN (SELECT id FROM {rows: id TEXT} AS r)";
+const RELEASE_KEYS: &str = "
+    UPDATE node_key SET state = 'missing', lease_until_us = 0
+     WHERE state = 'running' AND owner IN (SELECT id FROM {rows: id TEXT} AS r)";
+const ABANDON_RUNS: &str = "
+    UPDATE run SET state = 'abandoned', ended_us = $2
+     WHERE state = 'running' AND owner IN (SELECT id FROM {rows: id TEXT} AS r)";
+
+impl Ledger {
+    /// Writes the owner down, once, before it claims anything.
+    pub(crate) async fn register(&self, owner: &Owner) -> Result<(), Error> {
+        let mut database = self.database.lock().await;
+        let binds = [
+            Bind::Text(&owner.id),
+            Bind::Text(&owner.host),
+            Bind::Text(&owner.boot),
+            Bind::Int(owner.pid),
+            Bind::Int(owner.pid_started),
+            Bind::Int(self.clock.now_us()),
+        ];
+        database.run(INSERT_OWNER, &binds).await?;
+        Ok(())
+    }
+
+    /// Releases at once what processes of this host held when they died; gives how many they were.
+    pub(crate) async fn recover(&self, owner: &Owner) -> Result<usize, Error> {
+        let mut database = self.database.lock().await;
+        let dead = dead_owners(&mut database, owner).await?;
+        if dead.is_empty() {
+            return Ok(0);
+        }
+        let rows: Vec<[&str; 1]> = dead.iter().map(|id| [id.as_str()]).collect();
+        let rows = serde_json::to_string(&rows).map_err(Error::value)?;
+        let now_us = self.clock.now_us();
+        database.begin().await?;
+        for sql in [EVENTS_OF_LOST, LOSE_ATTEMPTS, ABANDON_RUNS] {
+            if let Err(error) = database.run(sql, &[Bind::Text(&rows), Bind::Int(now_us)]).await {
+                database.rollback().await;
+                return Err(error);
+            }
+        }
+        if let Err(error) = database.run(RELEASE_KEYS, &[Bind::Text(&rows)]).await {
+            database.rollback().await;
+            return Err(error);
+        }
+        database.commit().await?;
+        Ok(dead.len())
+    }
+}
+
+pub(super) async fn dead_owners(
+    database: &mut Database,
+    owner: &Owner,
+) -> Result<Vec<String>, Error> {
+    let rows = database.fetch(OWNERS_AT_WORK, &[]).await?;
+    let owners = rows.into_iter().map(|mut row| Owner {
+        id: row.text(0),
+        host: row.text(1),
+        boot: row.text(2),
+        pid: row.int(3),
+        pid_started: row.int(4),
+    });
+    Ok(owners.filter(|other| owner.knows_dead(other)).map(|other| other.id).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dead_process_is_known_only_on_its_own_host() {
+        let me = Owner::this_process(1, 0);
+        assert!(!me.knows_dead(&me));
+        let reused = Owner { pid_started: me.pid_started + 1, ..me.clone() };
+        assert!(me.knows_dead(&reused));
+        let elsewhere = Owner { host: "elsewhere".to_owned(), ..reused.clone() };
+        assert!(!me.knows_dead(&elsewhere));
+        let namespace = Owner { boot: format!("{}x", me.boot), ..reused };
+        assert!(!me.knows_dead(&namespace));
+        let rebooted = Owner { boot: "earlier pid:[1]".to_owned(), ..me.clone() };
+        assert!(me.knows_dead(&rebooted));
+    }
+}

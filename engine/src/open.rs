@@ -1,0 +1,153 @@
+//! The engine: a store and a ledger, open.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use crate::clock::Clock;
+use crate::digest::Digest;
+use crate::external;
+use crate::graph::{Pipeline, Place};
+use crate::ledger::{self, Ledger, Location, Owner};
+use crate::plan::{self, Mode, Plan, Resolver, Targets, UnknownTarget, blocking};
+use crate::store::{self, Store};
+
+/// Where the engine keeps things.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The folder of store, checkpoints and, by default, ledger: usually `.sbp`.
+    pub dir: PathBuf,
+    /// `postgres://…` or the path of a `SQLite` file; `None` for `ledger.db` in `dir`.
+    pub ledger: Option<String>,
+    /// How long a claimed node stays claimed without a sign of life.
+    pub lease: Duration,
+    /// The time; tests hold it still.
+    pub clock: Clock,
+}
+
+impl Settings {
+    /// Everything in `dir`.
+    pub fn new(dir: impl Into<PathBuf>) -> Self {
+        Self {
+            dir: dir.into(),
+            ledger: None,
+            lease: Duration::from_mins(1),
+            clock: Clock::default(),
+        }
+    }
+}
+
+/// The engine cannot do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The store cannot be used.
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    /// The ledger cannot be used.
+    #[error(transparent)]
+    Ledger(#[from] ledger::Error),
+    /// A node's external files cannot be found or read.
+    #[error("node `{node}` ({place}): {source}")]
+    External {
+        /// The node.
+        node: String,
+        /// Where its entry stands.
+        place: Place,
+        /// What is wrong.
+        source: external::Error,
+    },
+    /// A target is no node of the pipeline.
+    #[error(transparent)]
+    Target(#[from] UnknownTarget),
+    /// A node asks for more of a resource than the whole run has.
+    #[error("node `{node}` ({place}) needs {needs} of `{resource}`, and the run has {has}")]
+    Resource {
+        /// The node.
+        node: String,
+        /// Where its entry stands.
+        place: Place,
+        /// `gpu`, or a pool's name.
+        resource: String,
+        /// What it needs.
+        needs: u64,
+        /// What there is.
+        has: u64,
+    },
+}
+
+impl Error {
+    /// What to do about it, when that is known.
+    pub fn help(&self) -> Option<String> {
+        match self {
+            Self::Store(error) => error.help().map(str::to_owned),
+            Self::Ledger(error) => error.help().map(str::to_owned),
+            Self::Target(error) => Some(format!("the nodes are {}", error.known.join(", "))),
+            Self::External { .. } | Self::Resource { .. } => None,
+        }
+    }
+
+    /// Whether store or ledger are in trouble, rather than the pipeline or the command wrong.
+    pub fn is_trouble(&self) -> bool {
+        match self {
+            Self::Store(_) => true,
+            Self::Ledger(error) => !matches!(
+                error,
+                ledger::Error::NoSuchRun(_)
+                    | ledger::Error::AmbiguousRun { .. }
+                    | ledger::Error::NoSuchNode { .. }
+            ),
+            Self::External { .. } | Self::Target(_) | Self::Resource { .. } => false,
+        }
+    }
+}
+
+/// A store and a ledger, open.
+pub struct Engine {
+    pub(crate) store: Store,
+    pub(crate) ledger: Arc<Ledger>,
+    pub(crate) clock: Clock,
+    pub(crate) lease: Duration,
+    pub(crate) owner: Owner,
+}
+
+/// Tells owners in one process apart.
+static N_ENGINES: AtomicU64 = AtomicU64::new(0);
+
+impl Engine {
+    /// Opens store and ledger, and makes them when missing.
+    ///
+    /// # Errors
+    /// [`Error::Store`] or [`Error::Ledger`]: read-only, damaged, made by a newer program, on a
+    /// network file system, unreachable.
+    pub async fn open(settings: Settings) -> Result<Self, Error> {
+        let Settings { dir, ledger, lease, clock } = settings;
+        let salt = N_ENGINES.fetch_add(1, Ordering::Relaxed);
+        let owner = Owner::this_process(clock.now_us(), salt);
+        let fresh_id = Digest::of(format!("store {}", owner.id).as_bytes()).short();
+        let store = blocking(|| Store::open(&dir, &fresh_id))?;
+        let location = match ledger {
+            Some(text) => Location::parse(&text),
+            None => Location::Sqlite(store.dir().join("ledger.db")),
+        };
+        let ledger = Arc::new(Ledger::open(&location, &clock).await?);
+        Ok(Self { store, ledger, clock, lease, owner })
+    }
+
+    /// Says what a run would do, and why. Changes nothing.
+    ///
+    /// # Errors
+    /// When a target is unknown, external files cannot be read, or the ledger is in trouble.
+    pub async fn plan(&self, pipeline: &Pipeline, targets: &Targets) -> Result<Plan, Error> {
+        let covered = targets.closure(pipeline)?;
+        let mut resolver =
+            Resolver::new(pipeline, &self.ledger, &self.store, &self.clock, Mode::Look);
+        let results = resolver.all(&covered).await?;
+        Ok(plan::assemble(&resolver, &self.store, &covered, &results))
+    }
+
+    /// The artifact folder.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+}

@@ -1,0 +1,380 @@
+//! From nodes with known inputs to keys, and from keys to results or the reason why there is none.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use super::reason::{Reason, changes};
+use crate::Error;
+use crate::clock::Clock;
+use crate::digest::Digest;
+use crate::external::{self, Resolved, StatCache};
+use crate::graph::{Node, Pipeline};
+use crate::key::{Components, InputPart, NodeKey, is_labelled};
+use crate::ledger::{KeyState, KeyStatus, Ledger};
+use crate::store::{Damage, Manifest, Store};
+
+/// Digests of a finished node's artifacts by port.
+pub(crate) type Outputs = BTreeMap<String, Digest>;
+
+/// What is known of a node whose inputs are known.
+#[derive(Clone, Debug)]
+pub(crate) struct NodeResult {
+    pub(crate) key: NodeKey,
+    pub(crate) components: Components,
+    pub(crate) verdict: Verdict,
+    /// Its external files.
+    pub(crate) external: Option<Arc<Resolved>>,
+}
+
+/// Whether a node's result is there.
+#[derive(Clone, Debug)]
+pub(crate) enum Verdict {
+    /// It is.
+    Cached(Outputs),
+    /// It is not; `epoch` is the key's newest attempt.
+    Missing { epoch: i64, reason: Reason },
+    /// An attempt of `owner` is under way.
+    Running { epoch: i64, owner: String, lease_until_us: i64 },
+}
+
+/// What to do with damage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// Say what is wrong and leave everything as it is.
+    Look,
+    /// Move damaged artifacts to quarantine.
+    Act,
+}
+
+/// Answers what the ledger, the store and the external files say of nodes; remembers what it read.
+pub(crate) struct Resolver<'a> {
+    pub(crate) pipeline: &'a Pipeline,
+    ledger: &'a Ledger,
+    store: &'a Store,
+    clock: &'a Clock,
+    mode: Mode,
+    known: BTreeMap<NodeKey, KeyState>,
+    manifests: BTreeMap<Digest, Manifest>,
+    health: BTreeMap<Digest, Result<(), String>>,
+    externals: BTreeMap<usize, Arc<Resolved>>,
+    stats: BTreeMap<String, StatCache>,
+}
+
+impl<'a> Resolver<'a> {
+    pub(crate) fn new(
+        pipeline: &'a Pipeline,
+        ledger: &'a Ledger,
+        store: &'a Store,
+        clock: &'a Clock,
+        mode: Mode,
+    ) -> Self {
+        Self {
+            pipeline,
+            ledger,
+            store,
+            clock,
+            mode,
+            known: BTreeMap::new(),
+            manifests: BTreeMap::new(),
+            health: BTreeMap::new(),
+            externals: BTreeMap::new(),
+            stats: BTreeMap::new(),
+        }
+    }
+
+    /// Resolves every covered node whose inputs are known; `None` for the others.
+    pub(crate) async fn all(&mut self, covered: &[bool]) -> Result<Vec<Option<NodeResult>>, Error> {
+        self.read_externals(covered).await?;
+        self.known = self.ledger.keys_of_last_run(&self.pipeline.name).await?;
+        self.read_manifests().await?;
+        let n_nodes = self.pipeline.nodes.len();
+        let mut results: Vec<Option<NodeResult>> = vec![None; n_nodes];
+        let mut outputs: Vec<Option<Outputs>> = vec![None; n_nodes];
+        loop {
+            let ask = blocking(|| self.pass(covered, &mut results, &mut outputs));
+            if ask.is_empty() {
+                return Ok(results);
+            }
+            for (index, result) in self.ask(ask).await? {
+                if let Verdict::Cached(made) = &result.verdict {
+                    outputs[index] = Some(made.clone());
+                }
+                results[index] = Some(result);
+            }
+        }
+    }
+
+    /// Goes through the nodes once; gives those whose keys are new to this resolver.
+    fn pass(
+        &mut self,
+        covered: &[bool],
+        results: &mut [Option<NodeResult>],
+        outputs: &mut [Option<Outputs>],
+    ) -> Vec<(usize, Components)> {
+        let mut ask = Vec::new();
+        for index in 0..results.len() {
+            if !covered[index] || results[index].is_some() {
+                continue;
+            }
+            let Some(components) = self.components(index, outputs) else { continue };
+            let key = components.key();
+            let done = match self.known.get(&key) {
+                Some(state) if state.status == KeyStatus::Done => Some(state.outputs.clone()),
+                _ => None,
+            };
+            match done {
+                Some(made) if self.problem(index, &made).is_none() => {
+                    outputs[index] = Some(made.clone());
+                    let verdict = Verdict::Cached(made);
+                    let external = self.external(index);
+                    results[index] = Some(NodeResult { key, components, verdict, external });
+                }
+                _ => ask.push((index, components)),
+            }
+        }
+        ask
+    }
+
+    /// The components of a node; `None` while an input is unknown.
+    pub(crate) fn components(
+        &self,
+        index: usize,
+        outputs: &[Option<Outputs>],
+    ) -> Option<Components> {
+        let node = &self.pipeline.nodes[index];
+        let mut inputs = BTreeMap::new();
+        for (port, sources) in &node.inputs {
+            let labelled = is_labelled(node, port);
+            let mut parts = Vec::with_capacity(sources.len());
+            for source in sources {
+                let digest = *outputs[source.node].as_ref()?.get(&source.port)?;
+                let label = if labelled {
+                    self.pipeline.nodes[source.node].name.clone()
+                } else {
+                    String::new()
+                };
+                parts.push(InputPart { digest, label });
+            }
+            inputs.insert(port.clone(), parts);
+        }
+        let external = self.externals.get(&index).map(|resolved| resolved.digest);
+        Some(Components::of(node, inputs, external))
+    }
+
+    /// Asks the ledger about nodes with these components.
+    pub(crate) async fn ask(
+        &mut self,
+        ask: Vec<(usize, Components)>,
+    ) -> Result<Vec<(usize, NodeResult)>, Error> {
+        let keyed: Vec<(usize, NodeKey, Components)> = ask
+            .into_iter()
+            .map(|(index, components)| (index, components.key(), components))
+            .collect();
+        let states = self.ledger.keys(keyed.iter().map(|(_, key, _)| *key)).await?;
+        self.known.extend(states.clone());
+        self.read_manifests().await?;
+        let mut results = Vec::with_capacity(keyed.len());
+        let mut missing: Vec<(usize, NodeKey, Option<Reason>)> = Vec::new();
+        for (index, key, components) in keyed {
+            let verdict = match states.get(&key) {
+                Some(state) if state.status == KeyStatus::Done => {
+                    let problem = blocking(|| self.problem(index, &state.outputs));
+                    match problem {
+                        None => Verdict::Cached(state.outputs.clone()),
+                        Some(reason) => {
+                            if self.mode == Mode::Act {
+                                self.quarantine(&state.outputs).await?;
+                            }
+                            missing.push((results.len(), key, Some(reason)));
+                            Verdict::Missing { epoch: state.epoch, reason: Reason::NeverRan }
+                        }
+                    }
+                }
+                Some(state) if state.status == KeyStatus::Running => Verdict::Running {
+                    epoch: state.epoch,
+                    owner: state.owner.clone(),
+                    lease_until_us: state.lease_until_us,
+                },
+                state => {
+                    missing.push((results.len(), key, None));
+                    let epoch = state.map_or(0, |state| state.epoch);
+                    Verdict::Missing { epoch, reason: Reason::NeverRan }
+                }
+            };
+            let external = self.external(index);
+            results.push((index, NodeResult { key, components, verdict, external }));
+        }
+        self.explain(&mut results, missing).await?;
+        Ok(results)
+    }
+
+    /// Fills in why each missing result is missing.
+    async fn explain(
+        &self,
+        results: &mut [(usize, NodeResult)],
+        missing: Vec<(usize, NodeKey, Option<Reason>)>,
+    ) -> Result<(), Error> {
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let nodes = &self.pipeline.nodes;
+        let tried = missing.iter().filter(|(at, _, reason)| {
+            reason.is_none()
+                && matches!(results[*at].1.verdict, Verdict::Missing { epoch, .. } if epoch > 0)
+        });
+        let tried: Vec<NodeKey> = tried.map(|(_, key, _)| *key).collect();
+        let ends = if tried.is_empty() {
+            BTreeMap::new()
+        } else {
+            self.ledger.last_attempts(tried.into_iter()).await?
+        };
+        let asked: Vec<(usize, &str, NodeKey)> = missing
+            .iter()
+            .filter(|(_, key, reason)| reason.is_none() && !ends.contains_key(key))
+            .map(|(at, key, _)| (*at, nodes[results[*at].0].name.as_str(), *key))
+            .collect();
+        let mut earlier = if asked.is_empty() {
+            BTreeMap::new()
+        } else {
+            self.ledger.earlier(&self.pipeline.name, &asked).await?
+        };
+        for (at, key, known) in missing {
+            let (index, result) = &mut results[at];
+            let because = if let Some(reason) = known {
+                reason
+            } else if let Some((last, message)) = ends.get(&key) {
+                Reason::Unfinished { last: last.clone(), message: message.clone() }
+            } else if let Some(earlier) = earlier.remove(&at) {
+                let sources = self.source_names(&nodes[*index]);
+                let list = result.external.as_ref().map(|found| found.list()).unwrap_or_default();
+                let changes =
+                    changes(&nodes[*index], &sources, &result.components, &list, &earlier);
+                Reason::Changed { since: earlier.key, run: earlier.run, changes }
+            } else {
+                Reason::NeverRan
+            };
+            if let Verdict::Missing { reason, .. } = &mut result.verdict {
+                *reason = because;
+            }
+        }
+        Ok(())
+    }
+
+    fn source_names(&self, node: &Node) -> BTreeMap<String, Vec<String>> {
+        let name = |index: usize| self.pipeline.nodes[index].name.clone();
+        let names = |sources: &Vec<crate::graph::Source>| {
+            sources.iter().map(|source| name(source.node)).collect()
+        };
+        node.inputs.iter().map(|(port, sources)| (port.clone(), names(sources))).collect()
+    }
+
+    /// Why a result that the ledger has cannot be used; `None` when it can.
+    fn problem(&mut self, index: usize, outputs: &Outputs) -> Option<Reason> {
+        for port in self.pipeline.nodes[index].task.outputs() {
+            let port = port.name.to_owned();
+            let Some(digest) = outputs.get(&port) else { return Some(Reason::NotInStore { port }) };
+            let Some(manifest) = self.manifests.get(digest) else {
+                return Some(Reason::NotInStore { port });
+            };
+            if !self.health.contains_key(digest) {
+                let health = check(manifest, self.store, digest);
+                self.health.insert(*digest, health);
+            }
+            if let Some(Err(problem)) = self.health.get(digest) {
+                return Some(Reason::Damaged { port, problem: problem.clone() });
+            }
+        }
+        None
+    }
+
+    /// Moves the damaged ones among `outputs` away.
+    async fn quarantine(&mut self, outputs: &Outputs) -> Result<(), Error> {
+        for digest in outputs.values() {
+            if matches!(self.health.get(digest), Some(Err(_))) {
+                self.store.quarantine(digest, self.clock.now_us())?;
+                self.ledger.mark_damaged(self.store.id(), digest).await?;
+                self.manifests.remove(digest);
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads the manifests of all known artifacts that were not read yet.
+    async fn read_manifests(&mut self) -> Result<(), Error> {
+        let digests: BTreeSet<Digest> =
+            self.known.values().flat_map(|state| state.outputs.values()).copied().collect();
+        let fresh: Vec<Digest> =
+            digests.into_iter().filter(|digest| !self.manifests.contains_key(digest)).collect();
+        if !fresh.is_empty() {
+            let read = self.ledger.manifests(self.store.id(), fresh.iter().copied()).await?;
+            for digest in read.keys() {
+                // It was published anew since it was last looked at.
+                self.health.remove(digest);
+            }
+            self.manifests.extend(read);
+        }
+        Ok(())
+    }
+
+    /// Finds and hashes the external files of all covered nodes.
+    async fn read_externals(&mut self, covered: &[bool]) -> Result<(), Error> {
+        for (index, covered) in covered.iter().enumerate() {
+            if *covered && !self.pipeline.nodes[index].external.is_empty() {
+                self.read_external(index).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Finds and hashes the external files of a node again.
+    pub(crate) async fn read_external(&mut self, index: usize) -> Result<(), Error> {
+        let node = &self.pipeline.nodes[index];
+        for pattern in &node.external {
+            let base = external::base(pattern);
+            if !self.stats.contains_key(&base) {
+                let stats = self.ledger.file_stats(&base).await?;
+                self.stats.insert(base, stats);
+            }
+        }
+        let mut dirty = Vec::new();
+        let resolved = blocking(|| {
+            external::resolve(&node.external, &mut self.stats, &mut dirty, self.clock.now_us())
+        });
+        for base in dirty {
+            self.ledger.write_file_stats(&base, &self.stats[&base]).await?;
+        }
+        let resolved = resolved.map_err(|source| Error::External {
+            node: node.name.clone(),
+            place: node.place.clone(),
+            source,
+        })?;
+        self.externals.insert(index, Arc::new(resolved));
+        Ok(())
+    }
+
+    /// The external files of a node.
+    pub(crate) fn external(&self, index: usize) -> Option<Arc<Resolved>> {
+        self.externals.get(&index).cloned()
+    }
+}
+
+/// Whether the artifact is what was published. A file that was only touched is read in full.
+fn check(manifest: &Manifest, store: &Store, digest: &Digest) -> Result<(), String> {
+    let dir = store.path(digest);
+    match manifest.check_quick(&dir) {
+        Ok(()) => Ok(()),
+        Err(damage @ Damage::Missing) => Err(damage.to_string()),
+        Err(Damage::File { .. }) => {
+            manifest.verify(&dir).map(|_| ()).map_err(|damage| damage.to_string())
+        }
+    }
+}
+
+/// Runs what may take long on this thread without holding up the runtime's other work.
+pub(crate) fn blocking<T>(work: impl FnOnce() -> T) -> T {
+    use tokio::runtime::{Handle, RuntimeFlavor};
+    match Handle::try_current().map(|handle| handle.runtime_flavor()) {
+        Ok(RuntimeFlavor::MultiThread) => tokio::task::block_in_place(work),
+        _ => work(),
+    }
+}

@@ -1,0 +1,208 @@
+//! One attempt, on a thread of its own: the task, then its artifacts into the store.
+
+use std::any::Any;
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::{io, thread};
+
+use serde_json::Value;
+use tokio::sync::mpsc::UnboundedSender;
+
+use crate::clock::Clock;
+use crate::external::Resolved;
+use crate::store::{Published, Store, remove_tree};
+use crate::task::{
+    AnyTask, Context, ContextParts, Failure, FailureKind, Inputs, Outputs, Report, Sink,
+};
+
+/// Everything that an attempt needs.
+pub(super) struct Job {
+    pub(super) node: usize,
+    pub(super) epoch: i64,
+    pub(super) task: Arc<dyn AnyTask>,
+    pub(super) params: Value,
+    pub(super) context: ContextParts,
+    pub(super) inputs: Inputs,
+    pub(super) external: Option<Arc<Resolved>>,
+    pub(super) work_dir: PathBuf,
+    pub(super) store: Store,
+    pub(super) clock: Clock,
+    pub(super) done: UnboundedSender<Done>,
+}
+
+/// How an attempt ended.
+pub(super) struct Done {
+    pub(super) node: usize,
+    pub(super) epoch: i64,
+    pub(super) result: Result<Made, Failure>,
+    /// Whether external files changed meanwhile, so that the key is no longer right.
+    pub(super) external_changed: bool,
+}
+
+/// What an attempt made.
+pub(super) struct Made {
+    pub(super) outputs: BTreeMap<String, Published>,
+    pub(super) metrics: BTreeMap<String, f64>,
+}
+
+impl Job {
+    /// Runs to the end and reports how it was.
+    pub(super) fn run(self) {
+        let Self { node, epoch, task, params, context, inputs, external, .. } = self;
+        let mut context = Context::new(context);
+        let run = AssertUnwindSafe(|| task.run(&mut context, &params, &inputs));
+        let mut result = match catch_unwind(run) {
+            Ok(result) => result,
+            Err(panic) => Err(Failure::permanent(format!("the task panicked: {}", text(&*panic)))),
+        };
+        let mut external_changed = false;
+        if result.is_ok()
+            && let Some(file) = external.as_deref().and_then(Resolved::changed)
+        {
+            external_changed = true;
+            let path = file.path.display();
+            result = Err(Failure::transient(format!("`{path}` changed while the task ran")));
+        }
+        let result = result
+            .and_then(|outputs| publish(&*task, outputs, &self.work_dir, &self.store, &self.clock));
+        // What stays is removed when the next run starts.
+        let _ = remove_tree(&self.work_dir);
+        // The run may have ended without waiting for this attempt.
+        let _ = self.done.send(Done { node, epoch, result, external_changed });
+    }
+}
+
+fn text(panic: &(dyn Any + Send)) -> &str {
+    panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("without a message")
+}
+
+fn publish(
+    task: &dyn AnyTask,
+    outputs: Outputs,
+    work_dir: &std::path::Path,
+    store: &Store,
+    clock: &Clock,
+) -> Result<Made, Failure> {
+    let mut made = BTreeMap::new();
+    for port in task.outputs() {
+        let dir = work_dir.join("out").join(port.name);
+        let published = store.publish(&dir, clock).map_err(|error| {
+            if error.kind() == io::ErrorKind::NotFound && !dir.exists() {
+                return Failure::permanent(format!(
+                    "task `{}` did not write its output `{}`",
+                    task.kind(),
+                    port.name
+                ));
+            }
+            Failure::io(format!("cannot publish output `{}`", port.name), &error)
+        })?;
+        made.insert(port.name.to_owned(), published);
+    }
+    Ok(Made { outputs: made, metrics: outputs.metrics })
+}
+
+/// Keeps the reports of an attempt until the event loop takes them.
+pub(super) struct Buffer {
+    clock: Clock,
+    kept: Mutex<Kept>,
+}
+
+/// Reports since they were last taken.
+#[derive(Default)]
+pub(super) struct Kept {
+    /// Only the newest counts.
+    pub(super) progress: Option<Report>,
+    /// Metrics and log lines with their times.
+    pub(super) others: Vec<(i64, Report)>,
+}
+
+/// Beyond this many reports the task waits for the event loop.
+const KEPT_MAX: usize = 100_000;
+
+impl Buffer {
+    pub(super) fn new(clock: Clock) -> Self {
+        Self { clock, kept: Mutex::default() }
+    }
+
+    pub(super) fn take(&self) -> Kept {
+        std::mem::take(&mut *self.kept.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Sink for Buffer {
+    fn report(&self, report: Report) {
+        loop {
+            let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+            if matches!(report, Report::Progress { .. }) {
+                kept.progress = Some(report);
+                return;
+            }
+            if kept.others.len() < KEPT_MAX {
+                kept.others.push((self.clock.now_us(), report));
+                return;
+            }
+            drop(kept);
+            thread::sleep(std::time::Duration::from_millis(20));
+        }
+    }
+}
+
+type Work = Box<dyn FnOnce() + Send>;
+
+/// Threads that are used again: starting one costs more than a small attempt.
+#[derive(Default)]
+pub(super) struct Crew(Arc<Mutex<Vec<Sender<Work>>>>);
+
+impl Crew {
+    /// Runs `work` on a thread that does nothing else.
+    ///
+    /// # Errors
+    /// When the system refuses a thread.
+    pub(super) fn run(&self, work: Work) -> io::Result<()> {
+        let mut work = work;
+        loop {
+            let idle = self.0.lock().unwrap_or_else(PoisonError::into_inner).pop();
+            match idle {
+                Some(thread) => match thread.send(work) {
+                    Ok(()) => return Ok(()),
+                    Err(back) => work = back.0,
+                },
+                None => break,
+            }
+        }
+        let idle = Arc::downgrade(&self.0);
+        let body = move || {
+            let mut work = work;
+            loop {
+                work();
+                let (sender, receiver) = channel();
+                match idle.upgrade() {
+                    Some(idle) => idle.lock().unwrap_or_else(PoisonError::into_inner).push(sender),
+                    None => return,
+                }
+                match receiver.recv() {
+                    Ok(next) => work = next,
+                    Err(_) => return,
+                }
+            }
+        };
+        thread::Builder::new().name("sbp-task".to_owned()).spawn(body).map(|_| ())
+    }
+}
+
+/// The failure of an attempt that could not start or did not come back.
+pub(super) fn failure(kind: FailureKind, message: String) -> Failure {
+    match kind {
+        FailureKind::Transient => Failure::transient(message),
+        FailureKind::Permanent => Failure::permanent(message),
+        FailureKind::Cancelled => Failure { message, ..Failure::cancelled() },
+        FailureKind::Parked => Failure::parked(message),
+    }
+}

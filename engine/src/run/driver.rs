@@ -1,0 +1,385 @@
+//! The event loop of one run.
+
+mod obey;
+mod reports;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::future;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+
+use reports::peak_memory_bytes;
+
+use super::attempt::{Buffer, Crew, Done, Made};
+use super::flight::{Ask, Cargo, Flight, Landing, fly};
+use super::report::{NodeState, Options, RunEvent, RunSummary, Stop};
+use crate::graph::Node;
+use crate::key::NodeKey;
+use crate::ledger::Batch;
+use crate::open::{Engine, Error};
+use crate::plan::{NodeResult, Outputs, Resolver, Verdict};
+use crate::schedule::{Amounts, Event, Policy, State};
+use crate::task::{CancelToken, Failure, FailureKind};
+
+/// How often reports reach the observer.
+const REPORT_EVERY: Duration = Duration::from_millis(100);
+/// How often reports alone cause a transaction.
+const FLUSH_EVERY: Duration = Duration::from_millis(500);
+
+/// An attempt under way.
+struct Attempt {
+    key: NodeKey,
+    epoch: i64,
+    started_us: i64,
+    cancel: CancelToken,
+    buffer: Arc<Buffer>,
+}
+
+/// A lease of another process, and since when it has stood still.
+struct Watched {
+    epoch: i64,
+    lease_until_us: i64,
+    since: Instant,
+}
+
+/// Everything about a run under way.
+pub(super) struct Driver<'a> {
+    engine: &'a Engine,
+    options: Options,
+    nodes: &'a [Node],
+    run: String,
+    state: State,
+    /// Events that were caused by commands, still to be fed.
+    events: VecDeque<Event>,
+    is_pumping: bool,
+    covered: Vec<bool>,
+    /// `None` while it flies.
+    resolver: Option<Resolver<'a>>,
+    results: Vec<Option<NodeResult>>,
+    outputs: Vec<Option<Outputs>>,
+    finished: Vec<Option<NodeState>>,
+    failures: BTreeMap<usize, Failure>,
+    /// The node of this run that stands for a key.
+    by_key: BTreeMap<NodeKey, usize>,
+    /// Granted claims that have not started.
+    claimed: BTreeMap<usize, i64>,
+    attempts: BTreeMap<usize, Attempt>,
+    made: BTreeMap<usize, Made>,
+    watched: BTreeMap<usize, Watched>,
+    ran: BTreeSet<usize>,
+    /// Keys whose components are in the ledger.
+    written: BTreeSet<NodeKey>,
+    /// Nodes whose external files changed under a task.
+    moved: BTreeSet<usize>,
+    batch: Batch,
+    /// Metrics, logs and progress that can wait a little.
+    reports: Batch,
+    asks: Vec<(usize, bool)>,
+    crew: Crew,
+    done: (UnboundedSender<Done>, UnboundedReceiver<Done>),
+    trouble: (UnboundedSender<String>, UnboundedReceiver<String>),
+    sequence: i64,
+    last_report: Instant,
+    last_flush: Instant,
+    last_heartbeat: Instant,
+}
+
+impl<'a> Driver<'a> {
+    pub(super) fn new(
+        engine: &'a Engine,
+        resolver: Resolver<'a>,
+        options: Options,
+        total: Amounts,
+        covered: &[bool],
+        results: Vec<Option<NodeResult>>,
+        run: String,
+    ) -> Self {
+        let pipeline = resolver.pipeline;
+        let seed = u64::from_le_bytes(
+            *blake3::hash(run.as_bytes()).as_bytes().first_chunk().expect("a hash has 32 bytes"),
+        );
+        let policy = Policy { total, keep_going: options.keep_going, seed };
+        let weights = vec![1; pipeline.nodes.len()];
+        let n_nodes = pipeline.nodes.len();
+        let now = Instant::now();
+        Self {
+            engine,
+            options,
+            nodes: &pipeline.nodes,
+            run,
+            events: VecDeque::new(),
+            is_pumping: false,
+            state: State::new(pipeline, covered, &weights, policy),
+            covered: covered.to_vec(),
+            resolver: Some(resolver),
+            outputs: vec![None; n_nodes],
+            finished: vec![None; n_nodes],
+            failures: BTreeMap::new(),
+            by_key: BTreeMap::new(),
+            claimed: BTreeMap::new(),
+            attempts: BTreeMap::new(),
+            made: BTreeMap::new(),
+            watched: BTreeMap::new(),
+            ran: BTreeSet::new(),
+            written: results.iter().flatten().map(|result| result.key).collect(),
+            moved: BTreeSet::new(),
+            results,
+            batch: Batch::default(),
+            reports: Batch::default(),
+            asks: Vec::new(),
+            crew: Crew::default(),
+            done: unbounded_channel(),
+            trouble: unbounded_channel(),
+            sequence: 0,
+            last_report: now,
+            last_flush: now,
+            last_heartbeat: now,
+        }
+    }
+
+    /// Runs to the end.
+    pub(super) async fn drive(mut self, stop: &Stop) -> Result<RunSummary, Error> {
+        let cached = |result: &&NodeResult| matches!(result.verdict, Verdict::Cached(_));
+        let n_cached = self.results.iter().flatten().filter(cached).count();
+        let n_total = self.covered.iter().filter(|covered| **covered).count();
+        self.observe(&RunEvent::RunStarted { run: self.run.clone(), n_total, n_cached });
+        let mut stops = stop.watch();
+        let mut n_stops = 0;
+        let mut flight: Option<Flight<'a>> = None;
+        self.step(Event::Start);
+        loop {
+            if flight.is_none() {
+                flight = self.take_off();
+            }
+            if flight.is_none() && self.state.is_finished() {
+                break;
+            }
+            let wake = self.wake_after();
+            tokio::select! {
+                biased;
+                changed = stops.changed(), if n_stops < 2 => {
+                    n_stops = if changed.is_ok() { *stops.borrow_and_update() } else { 2 };
+                    if changed.is_ok() && n_stops >= 1 {
+                        self.stop();
+                    }
+                    if changed.is_ok() && n_stops >= 2 {
+                        self.abandon_all();
+                    }
+                }
+                landing = async {
+                    match flight.as_mut() {
+                        Some(flight) => flight.await,
+                        None => future::pending().await,
+                    }
+                } => {
+                    flight = None;
+                    self.land(landing?);
+                }
+                Some(done) = self.done.1.recv() => {
+                    self.ended(done);
+                    while let Ok(done) = self.done.1.try_recv() {
+                        self.ended(done);
+                    }
+                }
+                Some(message) = self.trouble.1.recv() => {
+                    self.observe(&RunEvent::LedgerTrouble { message });
+                }
+                () = tokio::time::sleep(wake) => self.tick(),
+            }
+        }
+        self.finish(n_stops).await
+    }
+
+    fn observe(&self, event: &RunEvent) {
+        self.options.observer.observe(event);
+    }
+
+    fn now_us(&self) -> i64 {
+        self.engine.clock.now_us()
+    }
+
+    /// How long nothing has to be done unless something happens.
+    fn wake_after(&self) -> Duration {
+        let mut wake = self.heartbeat_every().saturating_sub(self.last_heartbeat.elapsed());
+        if !self.attempts.is_empty() {
+            wake = wake.min(REPORT_EVERY.saturating_sub(self.last_report.elapsed()));
+        }
+        if let Some(at_us) = self.state.wake_us() {
+            let us = u64::try_from(at_us - self.now_us()).unwrap_or(0);
+            wake = wake.min(Duration::from_micros(us));
+        }
+        // A clock that stands still must not make the loop spin.
+        wake.max(Duration::from_millis(1))
+    }
+
+    fn heartbeat_every(&self) -> Duration {
+        self.engine.lease / 4
+    }
+
+    fn lease_until_us(&self) -> i64 {
+        self.now_us().saturating_add(self.engine.lease.as_micros() as i64)
+    }
+
+    /// Sends off what has gathered; `None` when there is nothing.
+    fn take_off(&mut self) -> Option<Flight<'a>> {
+        let flush = self.last_flush.elapsed() >= FLUSH_EVERY || self.state.is_finished();
+        if !self.batch.is_empty() || (flush && !self.reports.is_empty()) {
+            self.batch.metrics.append(&mut self.reports.metrics);
+            self.batch.logs.append(&mut self.reports.logs);
+            self.batch.progress.append(&mut self.reports.progress);
+            self.last_flush = Instant::now();
+        }
+        if self.batch.is_empty() && self.asks.is_empty() {
+            return None;
+        }
+        let resolver = self.resolver.take()?;
+        let mut asks = Vec::new();
+        for (node, external) in std::mem::take(&mut self.asks) {
+            let components = resolver
+                .components(node, &self.outputs)
+                .expect("a node is resolved after everything it needs");
+            asks.push(Ask { node, components, external });
+        }
+        let recover = asks.iter().any(|ask| self.watched.contains_key(&ask.node));
+        self.sequence += 1;
+        let cargo = Cargo {
+            resolver,
+            batch: std::mem::take(&mut self.batch),
+            asks,
+            recover,
+            run: self.run.clone(),
+            lease_until_us: self.lease_until_us(),
+            sequence: self.sequence,
+            peak_memory_bytes: peak_memory_bytes(),
+            trouble: self.trouble.0.clone(),
+        };
+        Some(Box::pin(fly(self.engine, cargo)))
+    }
+
+    /// Takes in what came back.
+    fn land(&mut self, landing: Landing<'a>) {
+        let Landing { resolver, batch, reply, resolved, unreadable } = landing;
+        self.resolver = Some(resolver);
+        for key in batch.publishes.keys() {
+            let Some(node) = self.by_key.get(key).copied() else { continue };
+            if reply.published.contains(key) {
+                self.published(node);
+            } else {
+                self.lost(node);
+            }
+        }
+        for key in batch.claims.keys() {
+            let Some(node) = self.by_key.get(key).copied() else { continue };
+            if let Some(epoch) = reply.claimed.get(key) {
+                self.claimed.insert(node, *epoch);
+                self.watched.remove(&node);
+                self.step(Event::Claimed { node });
+            } else {
+                self.lost(node);
+            }
+        }
+        if let Some(held) = reply.held {
+            let ours = |attempt: &Attempt| held.get(&attempt.key) == Some(&attempt.epoch);
+            let gone: Vec<usize> = self
+                .attempts
+                .iter()
+                .filter(|(node, attempt)| !self.made.contains_key(node) && !ours(attempt))
+                .map(|(node, _)| *node)
+                .collect();
+            for node in gone {
+                if let Some(attempt) = self.attempts.get(&node) {
+                    attempt.cancel.cancel();
+                }
+                self.lost(node);
+            }
+        }
+        for (node, message) in unreadable {
+            self.failures.insert(node, Failure::permanent(message));
+            self.step(Event::Failed { node, kind: FailureKind::Permanent });
+        }
+        for (node, result) in resolved {
+            self.take_result(node, result);
+        }
+    }
+
+    /// The lease is gone: whatever the attempt does, its result does not count.
+    fn lost(&mut self, node: usize) {
+        if let Some(attempt) = self.attempts.remove(&node) {
+            self.event(node, Some((attempt.key, attempt.epoch)), "lease_lost", None);
+        }
+        self.made.remove(&node);
+        self.claimed.remove(&node);
+        self.release_key(node);
+        self.step(Event::Lost { node });
+    }
+
+    fn release_key(&mut self, node: usize) {
+        if let Some(result) = &self.results[node]
+            && self.by_key.get(&result.key) == Some(&node)
+        {
+            self.by_key.remove(&result.key);
+        }
+    }
+
+    fn take_result(&mut self, node: usize, mut result: NodeResult) {
+        let key = result.key;
+        if let Some(of) = self.by_key.get(&key).copied().filter(|of| *of != node) {
+            self.results[node] = Some(result);
+            self.step(Event::Twin { node, of });
+            return;
+        }
+        match &mut result.verdict {
+            Verdict::Cached(outputs) => {
+                self.outputs[node] = Some(outputs.clone());
+                self.results[node] = Some(result);
+                self.step(Event::Cached { node });
+            }
+            Verdict::Missing { .. } => {
+                self.by_key.insert(key, node);
+                self.watched.remove(&node);
+                self.results[node] = Some(result);
+                self.step(Event::Missing { node });
+            }
+            Verdict::Running { epoch, owner, lease_until_us } => {
+                let (epoch, lease_until_us) = (*epoch, *lease_until_us);
+                let owner = owner.clone();
+                self.results[node] = Some(result);
+                self.watch(node, epoch, lease_until_us, owner);
+            }
+        }
+    }
+
+    /// Waits for another process; takes over when its lease stands still for a whole lease.
+    fn watch(&mut self, node: usize, epoch: i64, lease_until_us: i64, owner: String) {
+        let since = Instant::now();
+        match self.watched.get(&node) {
+            Some(seen) if seen.epoch == epoch && seen.lease_until_us == lease_until_us => {
+                if seen.since.elapsed() > self.engine.lease {
+                    let key = self.results[node].as_ref().expect("it was just resolved").key;
+                    self.by_key.insert(key, node);
+                    self.step(Event::Missing { node });
+                    return;
+                }
+            }
+            Some(_) => {
+                self.watched.insert(node, Watched { epoch, lease_until_us, since });
+            }
+            None => {
+                self.watched.insert(node, Watched { epoch, lease_until_us, since });
+                let name = self.name(node);
+                self.observe(&RunEvent::Waiting { node: name, owner });
+            }
+        }
+        self.step(Event::Foreign { node });
+    }
+
+    fn node(&self, node: usize) -> &'a Node {
+        &self.nodes[node]
+    }
+
+    fn name(&self, node: usize) -> String {
+        self.nodes[node].name.clone()
+    }
+}

@@ -1,0 +1,371 @@
+//! What the scheduler's commands do.
+
+use std::sync::Arc;
+
+use super::super::attempt::{Buffer, Done, Job, Made, failure};
+use super::super::key_row;
+use super::super::report::{NodeState, RunEvent};
+use super::{Attempt, Driver};
+use crate::key::NodeKey;
+use crate::ledger::{AttemptEnd, Claim, EventRow, NodeChange, Publish};
+use crate::plan::{Outputs, Reason, Verdict, artifacts};
+use crate::schedule::{Command, Event, Why};
+use crate::task::{CancelToken, ContextParts, Failure, FailureKind, Input, Inputs, Sink};
+
+impl Driver<'_> {
+    pub(super) fn published(&mut self, node: usize) {
+        let Some(made) = self.made.remove(&node) else { return };
+        let attempt = self.attempts.remove(&node);
+        let outputs: Outputs =
+            made.outputs.into_iter().map(|(port, made)| (port, made.digest)).collect();
+        let now_us = self.now_us();
+        let duration_us = attempt.as_ref().map_or(0, |attempt| now_us - attempt.started_us);
+        let places = artifacts(&self.engine.store, &outputs);
+        self.outputs[node] = Some(outputs);
+        self.ran.insert(node);
+        if let Some(attempt) = attempt {
+            // Only now is the work of the checkpoints safe elsewhere.
+            let checkpoints = self.engine.store.checkpoints(attempt.key);
+            let clear = move || {
+                // What stays only takes space until the garbage is collected.
+                let _ = checkpoints.clear();
+            };
+            let _ = self.crew.run(Box::new(clear));
+        }
+        let name = self.name(node);
+        let metrics = made.metrics;
+        self.observe(&RunEvent::Finished { node: name, duration_us, outputs: places, metrics });
+        self.step(Event::Published { node });
+    }
+
+    /// Feeds an event and obeys, until nothing more follows from it.
+    pub(super) fn step(&mut self, event: Event) {
+        self.events.push_back(event);
+        if self.is_pumping {
+            return;
+        }
+        self.is_pumping = true;
+        while let Some(event) = self.events.pop_front() {
+            for command in self.state.step(event, self.now_us()) {
+                self.obey(command);
+            }
+        }
+        self.is_pumping = false;
+    }
+
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::Resolve { node } => self.resolve(node),
+            Command::Claim { node } => self.claim(node),
+            Command::Release { node } => {
+                if let Some(epoch) = self.claimed.remove(&node) {
+                    self.end(node, epoch, Failure::cancelled());
+                }
+            }
+            Command::Start { node, cpu } => self.start(node, cpu),
+            Command::Cancel { node, why } => {
+                if let Some(attempt) = self.attempts.get(&node) {
+                    attempt.cancel.cancel();
+                }
+                if let Why::Timeout(_) | Why::Stall(_) = why {
+                    self.event(node, None, "attempt_stopping", Some(why_text(why)));
+                }
+            }
+            Command::Abandon { node } => self.abandon(node),
+            Command::Retry { node, pause_us } => {
+                let failure = self.failures.get(&node).cloned();
+                let failure = failure.unwrap_or_else(Failure::cancelled);
+                let detail = format!("{} ms pause", pause_us / 1000);
+                self.event(node, None, "retry_scheduled", Some(detail));
+                let name = self.name(node);
+                self.observe(&RunEvent::Retrying { node: name, failure, pause_us });
+                self.change(node, NodeState::Waiting);
+            }
+            Command::Finish { node, state, because } => self.finish_node(node, state, because),
+        }
+    }
+
+    /// Uses what the plan found out, once; asks the ledger after that.
+    fn resolve(&mut self, node: usize) {
+        if self.sequence == 0
+            && let Some(result) = self.results[node].take()
+        {
+            self.take_result(node, result);
+            return;
+        }
+        self.release_key(node);
+        let external = self.moved.remove(&node);
+        self.asks.push((node, external));
+    }
+
+    fn claim(&mut self, node: usize) {
+        let result = self.results[node].as_ref().expect("a claimed node was resolved");
+        let epoch = match result.verdict {
+            Verdict::Missing { epoch, .. } | Verdict::Running { epoch, .. } => epoch,
+            Verdict::Cached(_) => unreachable!("a cached node is never claimed"),
+        };
+        let stale_lease_us = match result.verdict {
+            Verdict::Running { lease_until_us, .. } => Some(lease_until_us),
+            _ => None,
+        };
+        let key = result.key;
+        if self.written.insert(key) {
+            self.batch.keys.insert(key, key_row(result));
+        }
+        let reason = match &result.verdict {
+            Verdict::Missing { reason, .. } => Some(reason.clone()),
+            _ => None,
+        };
+        let claim = Claim { key, epoch, stale_lease_us, node: self.name(node) };
+        self.batch.claims.insert(key, claim);
+        let change = NodeChange { state: NodeState::Running, key: Some(key), reason };
+        self.batch.nodes.insert(node, change);
+    }
+
+    fn start(&mut self, node: usize, cpu: u32) {
+        let epoch = self.claimed.remove(&node).expect("a node starts after its claim is granted");
+        let (engine, spec) = (self.engine, self.node(node));
+        let result = self.results[node].as_ref().expect("a claimed node was resolved");
+        let key = result.key;
+        let reason = match &result.verdict {
+            Verdict::Missing { reason, .. } => Some(reason.clone()),
+            _ => None,
+        };
+        let external = result.external.clone();
+        let work_dir = engine.store.work_dir(key, epoch);
+        let cancel = CancelToken::default();
+        let buffer = Arc::new(Buffer::new(engine.clock.clone()));
+        let sink: Arc<dyn Sink> = Arc::<Buffer>::clone(&buffer);
+        let job = Job {
+            node,
+            epoch,
+            task: Arc::clone(&spec.task),
+            params: spec.params.clone(),
+            context: ContextParts {
+                out_dir: work_dir.join("out"),
+                scratch_dir: work_dir.join("scratch"),
+                checkpoints: engine.store.checkpoints(key),
+                external: external.as_ref().map_or_else(Vec::new, |found| found.files.clone()),
+                n_threads: cpu as usize,
+                memory_bytes: spec.resources.memory_bytes,
+                cancel: cancel.clone(),
+                sink,
+            },
+            inputs: self.inputs(node),
+            external,
+            work_dir,
+            store: engine.store.clone(),
+            clock: engine.clock.clone(),
+            done: self.done.0.clone(),
+        };
+        let started_us = self.now_us();
+        self.attempts.insert(node, Attempt { key, epoch, started_us, cancel, buffer });
+        let attempt = self.state.n_failed(node) + 1;
+        self.observe(&RunEvent::Started { node: spec.name.clone(), attempt, reason });
+        if let Err(error) = self.crew.run(Box::new(move || job.run())) {
+            let failure = Failure::transient(format!("cannot start a thread: {error}"));
+            let result = Err(failure);
+            self.ended(Done { node, epoch, result, external_changed: false });
+        }
+    }
+
+    /// The artifacts on a node's input ports. Producers are named only where the key has their
+    /// names too.
+    fn inputs(&self, node: usize) -> Inputs {
+        let spec = self.node(node);
+        let input = |port: &str, source: &crate::graph::Source| {
+            let outputs = self.outputs[source.node].as_ref().expect("inputs are finished");
+            let digest = outputs[&source.port];
+            let labelled = crate::key::is_labelled(spec, port);
+            Input {
+                node: if labelled { self.name(source.node) } else { String::new() },
+                port: source.port.clone(),
+                dir: self.engine.store.path(&digest),
+                digest,
+            }
+        };
+        let ports = spec.inputs.iter().map(|(port, sources)| {
+            (port.clone(), sources.iter().map(|source| input(port, source)).collect())
+        });
+        Inputs::new(ports.collect())
+    }
+
+    /// Takes in how an attempt ended.
+    pub(super) fn ended(&mut self, done: Done) {
+        let Done { node, epoch, result, external_changed } = done;
+        self.drain(node);
+        // An attempt that lost its lease or was given up may still come back.
+        let Some(attempt) = self.attempts.get(&node).filter(|attempt| attempt.epoch == epoch)
+        else {
+            return;
+        };
+        let key = attempt.key;
+        match result {
+            Ok(Made { outputs, metrics }) => {
+                let publish =
+                    Publish { key, epoch, outputs: outputs.clone(), metrics: metrics.clone() };
+                self.batch.publishes.insert(key, publish);
+                self.made.insert(node, Made { outputs, metrics });
+            }
+            Err(failure) => {
+                if external_changed {
+                    self.moved.insert(node);
+                }
+                self.attempts.remove(&node);
+                let failure = match (failure.kind, self.state.why(node)) {
+                    (FailureKind::Cancelled, Some(why @ (Why::Timeout(_) | Why::Stall(_)))) => {
+                        Failure::transient(why_text(why))
+                    }
+                    _ => failure,
+                };
+                let kind = failure.kind;
+                self.failures.insert(node, failure.clone());
+                self.end(node, epoch, failure);
+                self.step(Event::Failed { node, kind });
+            }
+        }
+    }
+
+    /// Gives up an attempt that does not stop; its thread is left to itself.
+    fn abandon(&mut self, node: usize) {
+        let Some(attempt) = self.attempts.remove(&node) else { return };
+        let text = match self.state.why(node) {
+            Some(why @ (Why::Timeout(_) | Why::Stall(_))) => {
+                format!("{}, and it did not stop when told to", why_text(why))
+            }
+            _ => "it did not stop when told to".to_owned(),
+        };
+        let failure = failure(FailureKind::Cancelled, text);
+        self.failures.insert(node, failure.clone());
+        self.end(node, attempt.epoch, failure);
+    }
+
+    /// The operator does not want to wait.
+    pub(super) fn abandon_all(&mut self) {
+        let running: Vec<(usize, i64)> = self
+            .attempts
+            .iter()
+            .filter(|(node, _)| !self.made.contains_key(node))
+            .map(|(node, attempt)| (*node, attempt.epoch))
+            .collect();
+        for (node, epoch) in running {
+            let failure = Failure::cancelled();
+            let done = Done { node, epoch, result: Err(failure), external_changed: false };
+            self.ended(done);
+        }
+    }
+
+    pub(super) fn stop(&mut self) {
+        self.step(Event::Stop);
+        self.observe(&RunEvent::Stopping { n_running: self.state.n_running() });
+    }
+
+    fn end(&mut self, node: usize, epoch: i64, failure: Failure) {
+        let Some(key) = self.results[node].as_ref().map(|result| result.key) else { return };
+        let kind = match failure.kind {
+            FailureKind::Transient | FailureKind::Permanent => "attempt_failed",
+            FailureKind::Cancelled => "attempt_cancelled",
+            FailureKind::Parked => "attempt_parked",
+        };
+        self.event(node, Some((key, epoch)), kind, Some(failure.message.clone()));
+        self.batch.ends.insert(key, AttemptEnd { key, epoch, failure });
+    }
+
+    fn finish_node(&mut self, node: usize, state: NodeState, because: Option<usize>) {
+        self.finished[node] = Some(state);
+        let name = self.name(node);
+        match state {
+            NodeState::Cached => {
+                let reason = self.cut_off(node);
+                if self.sequence > 0 {
+                    let key = self.results[node].as_ref().map(|result| result.key);
+                    let change = NodeChange { state, key, reason: reason.clone() };
+                    self.batch.nodes.insert(node, change);
+                    self.event(node, key.map(|key| (key, 0)), "node_cached", None);
+                }
+                self.observe(&RunEvent::Cached { node: name, reason });
+                return;
+            }
+            NodeState::Done => {
+                let key = self.results[node].as_ref().map(|result| result.key);
+                self.event(node, key.map(|key| (key, 0)), "node_done", None);
+            }
+            NodeState::Failed | NodeState::Parked | NodeState::Cancelled => {
+                let failure = match (self.failures.get(&node), because) {
+                    (Some(failure), _) => failure.clone(),
+                    (None, Some(other)) => match self.failures.get(&other) {
+                        Some(failure) => failure.clone(),
+                        None => Failure::cancelled(),
+                    },
+                    (None, None) => Failure::cancelled(),
+                };
+                let failure = match state {
+                    // A transient failure of earlier is not why it was stopped now.
+                    NodeState::Cancelled => Failure::cancelled(),
+                    _ => failure,
+                };
+                self.failures.insert(node, failure.clone());
+                let detail = Some(failure.message.clone());
+                self.event(node, None, event_of(state), detail);
+                self.observe(&RunEvent::Failed { node: name, failure });
+            }
+            NodeState::Skipped => {
+                let because = because.map_or_else(String::new, |other| self.name(other));
+                self.event(node, None, "node_skipped", Some(because.clone()));
+                self.observe(&RunEvent::Skipped { node: name, because });
+            }
+            NodeState::Waiting | NodeState::Running => {}
+        }
+        self.change(node, state);
+    }
+
+    /// The nodes before a cached one that ran again in this run, as the reason why it did not.
+    fn cut_off(&self, node: usize) -> Option<Reason> {
+        let sources = self.node(node).inputs.values().flatten();
+        let mut reran: Vec<String> = sources
+            .filter(|source| self.ran.contains(&source.node))
+            .map(|source| self.name(source.node))
+            .collect();
+        reran.dedup();
+        (!reran.is_empty()).then_some(Reason::CutOff { reran })
+    }
+
+    pub(super) fn change(&mut self, node: usize, state: NodeState) {
+        let key = self.results[node].as_ref().map(|result| result.key);
+        let earlier = self.batch.nodes.remove(&node).and_then(|change| change.reason);
+        self.batch.nodes.insert(node, NodeChange { state, key, reason: earlier });
+    }
+
+    pub(super) fn event(
+        &mut self,
+        node: usize,
+        attempt: Option<(NodeKey, i64)>,
+        kind: &'static str,
+        detail: Option<String>,
+    ) {
+        self.batch.events.push(EventRow {
+            at_us: self.now_us(),
+            node: Some(self.name(node)),
+            key: attempt.map(|(key, _)| key),
+            epoch: attempt.map(|(_, epoch)| epoch).filter(|epoch| *epoch > 0),
+            kind,
+            detail,
+        });
+    }
+}
+
+fn event_of(state: NodeState) -> &'static str {
+    match state {
+        NodeState::Failed => "node_failed",
+        NodeState::Parked => "node_parked",
+        _ => "node_cancelled",
+    }
+}
+
+fn why_text(why: Why) -> String {
+    match why {
+        Why::Stop => "the run was stopped".to_owned(),
+        Why::Timeout(limit) => format!("took longer than its timeout of {limit:?}"),
+        Why::Stall(limit) => format!("made no progress for {limit:?}"),
+    }
+}

@@ -1,0 +1,139 @@
+//! What is on its way to the ledger: one transaction, then the questions that follow it.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::time::Duration;
+
+use tokio::sync::mpsc::UnboundedSender;
+
+use crate::key::Components;
+use crate::ledger::{self, Batch, Ledger, Owner, Reply, Writer};
+use crate::open::{Engine, Error};
+use crate::plan::{NodeResult, Resolver};
+
+/// A ledger that cannot be reached for longer ends the run; it can be resumed.
+const PATIENCE: Duration = Duration::from_mins(10);
+const PAUSE_MAX: Duration = Duration::from_secs(5);
+
+/// A node to resolve.
+pub(super) struct Ask {
+    pub(super) node: usize,
+    pub(super) components: Components,
+    /// Whether its external files must be looked at again first.
+    pub(super) external: bool,
+}
+
+/// What comes back.
+pub(super) struct Landing<'a> {
+    pub(super) resolver: Resolver<'a>,
+    pub(super) batch: Batch,
+    pub(super) reply: Reply,
+    pub(super) resolved: Vec<(usize, NodeResult)>,
+    /// Nodes whose external files cannot be read any more.
+    pub(super) unreadable: Vec<(usize, String)>,
+}
+
+/// A flight under way.
+pub(super) type Flight<'a> = Pin<Box<dyn Future<Output = Result<Landing<'a>, Error>> + Send + 'a>>;
+
+/// What a flight carries.
+pub(super) struct Cargo<'a> {
+    pub(super) resolver: Resolver<'a>,
+    pub(super) batch: Batch,
+    pub(super) asks: Vec<Ask>,
+    /// Whether to look for dead owners first.
+    pub(super) recover: bool,
+    pub(super) run: String,
+    pub(super) lease_until_us: i64,
+    pub(super) sequence: i64,
+    pub(super) peak_memory_bytes: i64,
+    pub(super) trouble: UnboundedSender<String>,
+}
+
+/// Sends the cargo off.
+pub(super) async fn fly<'a>(engine: &'a Engine, cargo: Cargo<'a>) -> Result<Landing<'a>, Error> {
+    let Cargo { mut resolver, batch, asks, recover, run, trouble, .. } = cargo;
+    let (ledger, owner): (&Ledger, &Owner) = (&engine.ledger, &engine.owner);
+    let writer = Writer {
+        owner,
+        run: &run,
+        store: engine.store.id(),
+        lease_until_us: cargo.lease_until_us,
+        sequence: cargo.sequence,
+        peak_memory_bytes: cargo.peak_memory_bytes,
+    };
+    let mut reply = Reply::default();
+    if !batch.is_empty() {
+        reply = patiently(&trouble, || ledger.commit(&writer, &batch)).await?;
+    }
+    if recover {
+        patiently(&trouble, || ledger.recover(owner)).await?;
+    }
+    let mut unreadable = Vec::new();
+    let mut questions = Vec::with_capacity(asks.len());
+    for Ask { node, mut components, external } in asks {
+        if external {
+            match resolver.read_external(node).await {
+                Ok(()) => {}
+                Err(Error::External { source, .. }) => {
+                    unreadable.push((node, source.to_string()));
+                    continue;
+                }
+                Err(error) => return Err(error),
+            }
+            components.external = resolver.external(node).map(|resolved| resolved.digest);
+        }
+        questions.push((node, components));
+    }
+    let mut resolved = Vec::new();
+    if !questions.is_empty() {
+        let mut pause = Pause::default();
+        resolved = loop {
+            match resolver.ask(questions.clone()).await {
+                Err(Error::Ledger(error)) if error.is_transient() => {
+                    pause.after(error, &trouble).await?;
+                }
+                done => break done?,
+            }
+        };
+    }
+    Ok(Landing { resolver, batch, reply, resolved, unreadable })
+}
+
+/// Calls `attempt` until it succeeds, fails for good, or patience ends.
+pub(super) async fn patiently<T, F: Future<Output = Result<T, ledger::Error>>>(
+    trouble: &UnboundedSender<String>,
+    attempt: impl Fn() -> F,
+) -> Result<T, Error> {
+    let mut pause = Pause::default();
+    loop {
+        match attempt().await {
+            Err(error) if error.is_transient() => pause.after(error, trouble).await?,
+            done => return Ok(done?),
+        }
+    }
+}
+
+#[derive(Default)]
+struct Pause {
+    waited: Duration,
+    next: Duration,
+}
+
+impl Pause {
+    async fn after(
+        &mut self,
+        error: ledger::Error,
+        trouble: &UnboundedSender<String>,
+    ) -> Result<(), Error> {
+        if self.waited >= PATIENCE {
+            return Err(error.into());
+        }
+        // The loop may be gone already, and then nobody needs to know.
+        let _ = trouble.send(error.to_string());
+        self.next = (self.next * 2).clamp(Duration::from_millis(100), PAUSE_MAX);
+        self.waited += self.next;
+        tokio::time::sleep(self.next).await;
+        Ok(())
+    }
+}
