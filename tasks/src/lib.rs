@@ -6,6 +6,7 @@ pub mod generate_corpus;
 pub mod lm;
 pub mod mix;
 pub mod pretrain;
+pub mod read_corpus;
 pub mod sample;
 pub mod split;
 pub mod tokenize;
@@ -17,6 +18,7 @@ use engine::task::Registry;
 /// Every task, in pipeline order.
 pub fn registry() -> Registry {
     Registry::default()
+        .with::<read_corpus::ReadCorpus>()
         .with::<generate_corpus::GenerateCorpus>()
         .with::<train_tokenizer::TrainTokenizer>()
         .with::<split::Split>()
