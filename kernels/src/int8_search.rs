@@ -232,6 +232,32 @@ fn score(dot: i32, value_scale: f32, query_scale: f32) -> f32 {
     (dot as f32 * value_scale) * query_scale
 }
 
+/// The inner product of two `f32` rows, summed in sixteen lanes in a fixed order, so that it has the
+/// same bits everywhere; for rescoring what [`search`] found.
+///
+/// # Panics
+/// When the rows differ in length.
+pub fn dot(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len(), "rows differ in length");
+    let (a, a_rest) = a.as_chunks::<16>();
+    let (b, b_rest) = b.as_chunks::<16>();
+    let mut sums = [0.0_f32; 16];
+    for (a, b) in a.iter().zip(b) {
+        for lane in 0..16 {
+            sums[lane] += a[lane] * b[lane];
+        }
+    }
+    for (lane, (a, b)) in a_rest.iter().zip(b_rest).enumerate() {
+        sums[lane] += a * b;
+    }
+    for width in [8, 4, 2, 1] {
+        for lane in 0..width {
+            sums[lane] += sums[lane + width];
+        }
+    }
+    sums[0]
+}
+
 /// The best hits of one query so far.
 struct Selector {
     bucket: Vec<Hit>,

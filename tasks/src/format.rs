@@ -5,8 +5,10 @@
 //! anything else is an [`Error`] that names the file, never a panic.
 
 pub mod container;
+pub mod pairs;
 pub mod schedule;
 pub mod tokens;
+pub mod vectors;
 
 use std::io;
 use std::path::{Path, PathBuf};

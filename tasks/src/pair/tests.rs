@@ -1,0 +1,171 @@
+//! Tests of `pair` against brute force in `f64`.
+
+use std::path::Path;
+
+use engine::task::testbed::Bench;
+use serde_json::json;
+
+use super::*;
+use crate::format::vectors;
+
+const DIM: usize = 24;
+
+fn unit_rows(n: usize) -> Vec<f32> {
+    let rng = Philox::new(11, "rows");
+    let mut rows: Vec<f32> = (0..n * DIM)
+        .map(|i| {
+            // Groups of four documents share a direction.
+            let shared = rng.normal((i / DIM / 4 * DIM + i % DIM) as u64);
+            (shared + 0.6 * rng.normal((1 << 32) + i as u64)) as f32
+        })
+        .collect();
+    for row in rows.chunks_exact_mut(DIM) {
+        let norm = row.iter().map(|x| x * x).sum::<f32>().sqrt();
+        for x in row {
+            *x /= norm;
+        }
+    }
+    rows
+}
+
+fn write_vectors(dir: &Path, n: usize) -> Vec<f32> {
+    let rows = unit_rows(n);
+    let ids: Vec<u64> = (0..n as u64).map(|i| 1000 + i).collect();
+    vectors::write(&Pool::new(1), dir, &ids, &rows, DIM, "tfidf").unwrap();
+    rows
+}
+
+fn run(n: usize, params: &serde_json::Value) -> Result<Vec<DocumentPair>, Failure> {
+    let dir = tempfile::tempdir().unwrap();
+    let input = dir.path().join("in");
+    std::fs::create_dir(&input).unwrap();
+    write_vectors(&input, n);
+    let bench = Bench::new(dir.path()).input("vectors", &input);
+    bench.run::<Pair>(params)?;
+    Ok(Pairs::open(&bench.out("pairs")).unwrap().iter().collect())
+}
+
+/// Neighbours by inner product in `f64`, `k` of each document.
+fn oracle(n: usize, k: usize, threshold: f64) -> Vec<(u32, u32)> {
+    let rows = unit_rows(n);
+    let product = |a: usize, b: usize| -> f64 {
+        (0..DIM).map(|c| f64::from(rows[a * DIM + c]) * f64::from(rows[b * DIM + c])).sum()
+    };
+    let mut pairs = Vec::new();
+    for a in 0..n {
+        let mut others: Vec<(f64, u32)> =
+            (0..n).filter(|&b| b != a).map(|b| (product(a, b), b as u32)).collect();
+        others.sort_by(|x, y| y.0.total_cmp(&x.0).then(x.1.cmp(&y.1)));
+        others.truncate(k);
+        pairs.extend(others.iter().filter(|o| o.0 >= threshold).map(|o| (a as u32, o.1)));
+    }
+    pairs
+}
+
+#[test]
+fn nearest_equals_brute_force() {
+    for (n, k, threshold) in [(60, 3, -1.0), (60, 100, 0.5), (300, 10, 0.2), (2, 1, -1.0)] {
+        let found = run(n, &json!({ "k": k, "threshold": threshold })).unwrap();
+        let found: Vec<_> = found.iter().map(|pair| (pair.seed, pair.target)).collect();
+        assert_eq!(found, oracle(n, k, threshold), "{n} documents, k {k}, threshold {threshold}");
+    }
+}
+
+#[test]
+fn rules_limit_the_pairs() {
+    let n = 80;
+    let all = run(n, &json!({ "k": 6, "threshold": 0.0 })).unwrap();
+    let best = run(n, &json!({ "k": 6, "pairs_per_document": 1.5 })).unwrap();
+    assert_eq!(best.len(), 120);
+    let worst_kept = best.iter().map(|pair| pair.score).fold(f32::INFINITY, f32::min);
+    assert_eq!(all.iter().filter(|pair| pair.score > worst_kept).count(), 119);
+
+    let limited = run(n, &json!({ "k": 6, "threshold": 0.0, "max_pairs_per_seed": 2 })).unwrap();
+    assert!(limited.chunk_by(|a, b| a.seed == b.seed).all(|seed| seed.len() <= 2));
+
+    let both = run(n, &json!({ "k": 2, "threshold": 0.0, "directions": "both" })).unwrap();
+    let has = |a, b| both.iter().any(|pair| (pair.seed, pair.target) == (a, b));
+    assert!(both.iter().all(|pair| has(pair.target, pair.seed)));
+
+    let once = run(n, &json!({ "k": 2, "threshold": 0.0, "directions": "once" })).unwrap();
+    assert!(once.iter().all(|pair| pair.seed < pair.target));
+    assert_eq!(both.len(), 2 * once.len());
+}
+
+#[test]
+fn random_pairs_are_distinct_and_uniform() {
+    let n = 12;
+    let drawn = run(n, &json!({ "method": "random", "n_pairs": 132 })).unwrap();
+    let mut codes: Vec<_> = drawn.iter().map(|pair| (pair.seed, pair.target)).collect();
+    codes.dedup();
+    assert_eq!(codes.len(), 132, "all ordered pairs, each once");
+    let n_seed_zero: usize = (0..40)
+        .map(|seed| {
+            let params = json!({ "method": "random", "n_pairs": 33, "seed": seed });
+            run(n, &params).unwrap().iter().filter(|pair| pair.seed == 0).count()
+        })
+        .sum();
+    // 110 expected; the standard deviation of a sum of 40 hypergeometric draws is below 9.
+    assert!((80..=140).contains(&n_seed_zero), "{n_seed_zero}");
+}
+
+#[test]
+fn random_copies_the_number_of_like() {
+    let dir = tempfile::tempdir().unwrap();
+    let [input, like] = ["in", "like"].map(|name| dir.path().join(name));
+    std::fs::create_dir_all(&input).unwrap();
+    std::fs::create_dir_all(&like).unwrap();
+    write_vectors(&input, 20);
+    let pair = DocumentPair { seed: 1, target: 2, score: 0.5 };
+    pairs::write(&like, Documents::of(1000..1020), vec![pair; 7], "nearest").unwrap();
+    let bench = Bench::new(dir.path()).input("vectors", &input).input("like", &like);
+    let outputs = bench.run::<Pair>(&json!({ "method": "random" })).unwrap();
+    assert_eq!(outputs.metrics["n_pairs"], 7.0);
+    pairs::write(&like, Documents::of(0..20), vec![pair], "nearest").unwrap();
+    let error = bench.run::<Pair>(&json!({ "method": "random" })).unwrap_err();
+    assert!(error.message.contains("other documents"), "{error}");
+}
+
+#[test]
+fn wrong_params_are_named() {
+    let check = |params, expected: &str| {
+        let message = run(6, &params).unwrap_err().message;
+        assert!(message.contains(expected), "{message}");
+    };
+    check(json!({}), "no rule");
+    check(json!({ "k": 0, "threshold": 0.5 }), "k is 0");
+    check(json!({ "threshold": 1.5 }), "threshold 1.5");
+    check(json!({ "pairs_per_document": 0.0 }), "not above 0");
+    check(json!({ "method": "random" }), "how many");
+    check(json!({ "method": "random", "n_pairs": 31 }), "30 ordered pairs");
+    check(json!({ "threshold": 1.0 }), "no pair of 6 documents passes: threshold 1");
+}
+
+/// The pinned result: changed pairs need a new revision.
+#[test]
+fn output_is_pinned_and_independent_of_threads() {
+    let digest = |n_threads| {
+        let dir = tempfile::tempdir().unwrap();
+        let input = dir.path().join("in");
+        std::fs::create_dir(&input).unwrap();
+        // Integers over 5 and 13 keep the fixture free of library math.
+        let rows: Vec<f32> = (0..600)
+            .flat_map(|i| {
+                let (a, b) = [(0.6, 0.8), (5.0 / 13.0, 12.0 / 13.0), (0.0, 1.0)][i % 3];
+                let mut row = [0.0_f32; DIM];
+                row[i % 7] = a;
+                row[7 + i % 11] = b;
+                row
+            })
+            .collect();
+        let ids: Vec<u64> = (0..600).collect();
+        vectors::write(&Pool::new(1), &input, &ids, &rows, DIM, "tfidf").unwrap();
+        let mut bench = Bench::new(dir.path()).input("vectors", &input);
+        bench.n_threads = n_threads;
+        bench.run::<Pair>(&json!({ "k": 5, "threshold": 0.3 })).unwrap();
+        let bytes = std::fs::read(bench.out("pairs").join(pairs::FILE)).unwrap();
+        engine::digest::Digest::of(&bytes).short()
+    };
+    assert_eq!(digest(1), "PINNED");
+    assert_eq!(digest(3), "PINNED");
+}
