@@ -1,14 +1,18 @@
 //! The task kinds of synthetic bootstrapped pretraining.
 
 pub mod corpus;
+pub mod decode;
+pub mod embed;
 pub mod format;
 pub mod generate_corpus;
 pub mod lm;
 pub mod mix;
+pub mod pair;
 pub mod pretrain;
 pub mod read_corpus;
 pub mod sample;
 pub mod split;
+pub mod tfidf;
 pub mod tokenize;
 pub mod tokenizer;
 pub mod train_tokenizer;
@@ -26,4 +30,6 @@ pub fn registry() -> Registry {
         .with::<sample::Sample>()
         .with::<mix::Mix>()
         .with::<pretrain::Pretrain>()
+        .with::<embed::Embed>()
+        .with::<pair::Pair>()
 }

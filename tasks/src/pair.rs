@@ -5,15 +5,15 @@
 //! quantization can change, measured on the rows, so no pair above the threshold is lost to int8 unless
 //! a document has more than `k` neighbours.
 //!
-//! Differences from the paper: the search is exact (the paper's ScaNN is approximate), and besides a
+//! Differences from the paper: the search is exact (the paper's is approximate), and besides a
 //! fixed threshold the best pairs can be chosen by number, since scores depend on the embedding.
 
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use engine::task::{Context, Determinism, Failure, Inputs, Outputs, ParamError, Port, Task};
-use kernels::int8_search::{self, Own, Rows, Search, Values};
 use kernels::Pool;
+use kernels::int8_search::{self, Own, Rows, Search, Values};
 use kernels::philox::Philox;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -121,7 +121,8 @@ impl Task for Pair {
         }
         let chosen = params.threshold.is_some() || params.pairs_per_document.is_some();
         if params.method == Method::Nearest && !chosen {
-            let error = ParamError::new("", "method `nearest` has no rule that ends the list of pairs");
+            let error =
+                ParamError::new("", "method `nearest` has no rule that ends the list of pairs");
             return Err(error.help("set `threshold`, `pairs_per_document`, or both"));
         }
         Ok(())
@@ -131,7 +132,9 @@ impl Task for Pair {
         let vectors = Vectors::open(inputs.one("vectors"))?;
         let n = vectors.n_documents();
         if n < 2 {
-            return Err(Failure::permanent(format!("{n} documents cannot be paired; 2 are needed")));
+            return Err(Failure::permanent(format!(
+                "{n} documents cannot be paired; 2 are needed"
+            )));
         }
         if u32::try_from(n).is_err() {
             let limit = u32::MAX;
@@ -155,7 +158,9 @@ impl Task for Pair {
         };
         if pairs.is_empty() {
             let message = format!("no pair of {n} documents passes: {}", rule(params));
-            return Err(Failure::permanent(message).help("lower `threshold` or set `pairs_per_document`"));
+            return Err(
+                Failure::permanent(message).help("lower `threshold` or set `pairs_per_document`")
+            );
         }
         let summary = pairs::write(&ctx.out("pairs")?, documents, pairs, method)?;
         ctx.info(format!(

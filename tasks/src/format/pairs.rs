@@ -176,10 +176,7 @@ impl Pairs {
     /// Every pair in order.
     pub fn iter(&self) -> impl Iterator<Item = Pair> {
         let rest = self.targets().iter().zip(self.scores());
-        self.seeds()
-            .iter()
-            .zip(rest)
-            .map(|(&seed, (&target, &score))| Pair { seed, target, score })
+        self.seeds().iter().zip(rest).map(|(&seed, (&target, &score))| Pair { seed, target, score })
     }
 }
 
@@ -203,10 +200,8 @@ pub fn write(
     writer.section("seeds", &pairs.iter().map(|p| p.seed).collect::<Vec<_>>())?;
     writer.section("targets", &pairs.iter().map(|p| p.target).collect::<Vec<_>>())?;
     writer.section("scores", &pairs.iter().map(|p| p.score).collect::<Vec<_>>())?;
-    writer.finish(&Metadata {
-        n_documents: documents.n,
-        document_ids: *documents.ids.as_bytes(),
-    })?;
+    writer
+        .finish(&Metadata { n_documents: documents.n, document_ids: *documents.ids.as_bytes() })?;
     let summary = PairsSummary::of(documents.n, &pairs, method);
     crate::corpus::write_json(&dir.join(SUMMARY_FILE), &summary)?;
     Ok(summary)
@@ -312,7 +307,7 @@ mod tests {
         assert_eq!(summary.multiplicity, [2, 1, 0, 1]);
         assert_eq!(summary.score_min_median_max, [0.5, 0.75, 1.0]);
         assert_eq!(summary.scores.iter().map(|bin| bin.n).sum::<u64>(), 4);
-        assert_eq!(summary.scores.last().unwrap().to, 1.0);
+        assert!((summary.scores.last().unwrap().to - 1.0).abs() < 1e-12);
         assert_ne!(Documents::of([10, 11, 13, 12]), documents);
     }
 

@@ -78,7 +78,9 @@ fn rules_limit_the_pairs() {
     let best = run(n, &json!({ "k": 6, "pairs_per_document": 1.5 })).unwrap();
     assert_eq!(best.len(), 120);
     let worst_kept = best.iter().map(|pair| pair.score).fold(f32::INFINITY, f32::min);
-    assert_eq!(all.iter().filter(|pair| pair.score > worst_kept).count(), 119);
+    // Mutual pairs have equal scores, so the last place may be shared.
+    assert!(all.iter().filter(|pair| pair.score > worst_kept).count() < 120);
+    assert!(all.iter().filter(|pair| pair.score >= worst_kept).count() >= 120);
 
     let limited = run(n, &json!({ "k": 6, "threshold": 0.0, "max_pairs_per_seed": 2 })).unwrap();
     assert!(limited.chunk_by(|a, b| a.seed == b.seed).all(|seed| seed.len() <= 2));
@@ -120,7 +122,7 @@ fn random_copies_the_number_of_like() {
     pairs::write(&like, Documents::of(1000..1020), vec![pair; 7], "nearest").unwrap();
     let bench = Bench::new(dir.path()).input("vectors", &input).input("like", &like);
     let outputs = bench.run::<Pair>(&json!({ "method": "random" })).unwrap();
-    assert_eq!(outputs.metrics["n_pairs"], 7.0);
+    assert!((outputs.metrics["n_pairs"] - 7.0).abs() < 1e-9);
     pairs::write(&like, Documents::of(0..20), vec![pair], "nearest").unwrap();
     let error = bench.run::<Pair>(&json!({ "method": "random" })).unwrap_err();
     assert!(error.message.contains("other documents"), "{error}");
@@ -166,6 +168,6 @@ fn output_is_pinned_and_independent_of_threads() {
         let bytes = std::fs::read(bench.out("pairs").join(pairs::FILE)).unwrap();
         engine::digest::Digest::of(&bytes).short()
     };
-    assert_eq!(digest(1), "PINNED");
-    assert_eq!(digest(3), "PINNED");
+    assert_eq!(digest(1), "9b6f0f2b60d1");
+    assert_eq!(digest(3), "9b6f0f2b60d1");
 }
