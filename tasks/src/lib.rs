@@ -2,7 +2,11 @@
 
 pub mod corpus;
 pub mod decode;
+pub mod drop_near_dups;
+pub mod drop_repeats;
 pub mod embed;
+#[cfg(test)]
+mod fixture;
 pub mod format;
 pub mod generate_corpus;
 pub mod lm;
@@ -11,6 +15,7 @@ pub mod pair;
 pub mod pretrain;
 pub mod read_corpus;
 pub mod sample;
+pub mod shingle;
 pub mod split;
 pub mod tfidf;
 pub mod tokenize;
@@ -32,4 +37,6 @@ pub fn registry() -> Registry {
         .with::<pretrain::Pretrain>()
         .with::<embed::Embed>()
         .with::<pair::Pair>()
+        .with::<drop_near_dups::DropNearDups>()
+        .with::<drop_repeats::DropRepeats>()
 }

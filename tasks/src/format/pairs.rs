@@ -140,6 +140,18 @@ impl Pairs {
         self.container.section(section).expect("`open` checked the sections")
     }
 
+    /// How the pairs were chosen, as `pairs.json` says.
+    ///
+    /// # Errors
+    /// When `pairs.json` cannot be read.
+    pub fn method(&self) -> Result<String, Error> {
+        let path = self.container.path().with_file_name(SUMMARY_FILE);
+        let bytes = std::fs::read(&path).map_err(|error| Error::io("read", &path, error))?;
+        let summary: PairsSummary = serde_json::from_slice(&bytes)
+            .map_err(|error| Error::damaged(&path, error.to_string()))?;
+        Ok(summary.method)
+    }
+
     /// Pairs.
     pub fn n_pairs(&self) -> usize {
         self.seeds().len()
