@@ -6,16 +6,18 @@
 //! puts them in order.
 
 mod check;
+mod editor;
 mod expand;
 mod expr;
+mod manual;
 mod mistake;
 mod nearest;
 mod params;
 mod reference;
 mod resolve;
 mod scalar;
-mod schema;
 mod settings;
+mod shape;
 mod wire;
 mod yaml;
 
@@ -28,6 +30,8 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
+pub use editor::schema;
+pub use manual::reference;
 pub use mistake::{Mistake, Mistakes, Source};
 
 use crate::graph::Pipeline;

@@ -10,8 +10,8 @@ use serde_json::Value;
 
 use super::expr::{Evaluator, Scope};
 use super::mistake::{Mistake, Sink, Source, Span};
-use super::schema::{Record, Shape, ShapeKind};
 use super::settings::SETTINGS;
+use super::shape::{Record, Shape, ShapeKind};
 use super::yaml::{Kind, Map, Yaml};
 use super::{nearest, params, scalar};
 use crate::task::{AnyTask, Registry};

@@ -12,8 +12,8 @@ use super::mistake::{Mistake, Span};
 use super::params::text_of;
 use super::resolve::{Field, Tree, TreeNode};
 use super::scalar;
-use super::schema::Typing;
 use super::settings::{self, Settings};
+use super::shape::Typing;
 use super::yaml::{Kind, Map, Yaml};
 use crate::graph::Place;
 

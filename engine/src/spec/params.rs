@@ -7,7 +7,7 @@ use super::check::Reader;
 use super::expr::Scope;
 use super::mistake::{Mistake, Sink, Source, Span};
 use super::resolve::Tree;
-use super::schema::{self, ShapeKind};
+use super::shape::{self, ShapeKind};
 use super::yaml::{Key, Kind, Map, Yaml};
 use super::{nearest, scalar, yaml};
 
@@ -101,7 +101,7 @@ impl ParamType {
         match (self, value) {
             (Self::List, Value::Array(_)) | (Self::Map, Value::Object(_)) => Some(value.clone()),
             (Self::List | Self::Map, _) => None,
-            _ => schema::accept(value, &self.shape()),
+            _ => shape::accept(value, &self.shape()),
         }
     }
 
@@ -283,7 +283,7 @@ fn accept_default(
     let accepted = param_type.accept(value);
     if accepted.is_none() {
         let what = format!("the default of param `{name}`");
-        let help = schema::type_help(tree, &param_type.shape());
+        let help = shape::type_help(tree, &param_type.shape());
         reader.wrong_type(tree.span, &what, &tree.describe(), param_type.describe(), help);
     }
     accepted

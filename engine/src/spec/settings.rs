@@ -10,7 +10,7 @@ use super::expr::Scope;
 use super::mistake::{Mistake, Span};
 use super::resolve::{Tree, TreeNode};
 use super::scalar;
-use super::schema::{self, ShapeKind};
+use super::shape::{self, ShapeKind};
 use super::yaml::{Map, Yaml};
 use crate::graph::{Resources, Retry};
 
@@ -97,7 +97,7 @@ impl Lookup<'_, '_> {
 
     fn wrong_type(&mut self, tree: &Tree, key: &str, expected: &str, kind: &ShapeKind) {
         let what = format!("`{key}` of node `{}`", self.name);
-        let help = schema::type_help(tree, kind);
+        let help = shape::type_help(tree, kind);
         self.reader.wrong_type(tree.span, &what, &tree.describe(), expected, help);
     }
 
@@ -129,7 +129,7 @@ impl Lookup<'_, '_> {
     fn integer_of(&mut self, tree: &Tree, key: &str, min: i64, max: i64) -> Option<i64> {
         let kind = ShapeKind::Integer { min: None, max: None };
         let value = match &tree.node {
-            TreeNode::Scalar(value) => schema::accept(value, &kind),
+            TreeNode::Scalar(value) => shape::accept(value, &kind),
             _ => None,
         };
         let Some(value) = value else {

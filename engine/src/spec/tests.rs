@@ -1,5 +1,6 @@
 //! Tests of the whole way from text to pipeline, with small made-up tasks.
 
+mod documents;
 mod expansion;
 mod laws;
 mod mistakes;
