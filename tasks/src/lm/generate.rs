@@ -6,6 +6,8 @@
 //! order or the number of threads.
 
 mod decoder;
+#[cfg(test)]
+mod tests;
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
