@@ -5,6 +5,7 @@ pub mod decode;
 pub mod drop_near_dups;
 pub mod drop_repeats;
 pub mod embed;
+pub mod evaluate;
 #[cfg(test)]
 mod fixture;
 pub mod format;
@@ -17,6 +18,7 @@ pub mod read_corpus;
 pub mod sample;
 pub mod shingle;
 pub mod split;
+pub mod synthesize;
 pub mod tfidf;
 pub mod tokenize;
 pub mod tokenizer;
@@ -38,5 +40,7 @@ pub fn registry() -> Registry {
         .with::<embed::Embed>()
         .with::<pair::Pair>()
         .with::<drop_near_dups::DropNearDups>()
+        .with::<synthesize::Synthesize>()
         .with::<drop_repeats::DropRepeats>()
+        .with::<evaluate::Evaluate>()
 }

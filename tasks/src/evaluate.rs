@@ -1,0 +1,275 @@
+//! Scores a model on held-out text: perplexity and bits per byte, with an interval over documents.
+//!
+//! A document is scored as training sees it, `<|bos|> text <|eos|>`: every token of the text and the
+//! end, each once. One longer than the model's context is cut into windows that do not overlap; a
+//! window begins with the token before its first target, and attends to nothing earlier. Perplexity
+//! is that of the pooled tokens; it compares models of one tokenizer only, bits per byte any.
+
+mod bootstrap;
+#[cfg(test)]
+mod tests;
+mod windows;
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use engine::task::{Context, Determinism, Failure, Inputs, Outputs, ParamError, Port, Task};
+use kernels::Pool;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::corpus::write_json;
+use crate::format::tokens::Tokens;
+use crate::lm::forward::Forward;
+use crate::lm::{Weights, hf};
+use crate::tokenizer::Tokenizer;
+
+use windows::Batches;
+
+const SCORES_FILE: &str = "scores.json";
+const ITEMS_FILE: &str = "items.jsonl.zst";
+const CHECKPOINT_FILE: &str = "nll";
+/// Tokens computed together; fixed, so that results do not depend on anything but the documents.
+const BATCH_TOKENS: usize = 2048;
+/// Time between checkpoints; results do not depend on it.
+const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(30);
+
+/// Scores a model on held-out text.
+pub struct Evaluate;
+
+/// Params of `evaluate`.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Params {
+    /// What the text is called in tables: the `task` of every item.
+    #[serde(default = "default_name")]
+    pub name: String,
+    /// Resamples of the documents for the 95 % interval.
+    #[serde(default = "default_n_resamples")]
+    pub n_resamples: u32,
+    /// Seed of the resamples.
+    #[serde(default)]
+    pub seed: u64,
+}
+
+fn default_name() -> String {
+    "heldout".to_owned()
+}
+
+fn default_n_resamples() -> u32 {
+    1000
+}
+
+/// One line of `items.jsonl.zst`: one document.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Item {
+    /// The benchmark that the item belongs to.
+    pub task: String,
+    /// The item: the document's id, 16 hex digits.
+    pub item: String,
+    /// Sum of the negative log likelihoods, in nats.
+    pub nll: f64,
+    /// Tokens scored, the end included.
+    pub tokens: u64,
+    /// UTF-8 bytes of the text.
+    pub bytes: u64,
+}
+
+/// The scores of one benchmark, in `scores.json` under its name.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Score {
+    /// Documents.
+    pub n_items: u64,
+    /// Tokens scored, the end of each document included.
+    pub tokens: u64,
+    /// UTF-8 bytes of all texts.
+    pub bytes: u64,
+    /// Negative log likelihood of a token in nats, over all tokens.
+    pub mean_nll: f64,
+    /// Lower end of the 95 % interval of `mean_nll` over documents.
+    pub mean_nll_low: f64,
+    /// Upper end of the 95 % interval of `mean_nll` over documents.
+    pub mean_nll_high: f64,
+    /// `e^mean_nll`.
+    pub token_perplexity: f64,
+    /// Bits to encode a byte of text, the documents' ends included.
+    pub bits_per_byte: f64,
+}
+
+/// `scores.json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Scores {
+    /// Format version.
+    pub version: u32,
+    /// Scores by benchmark.
+    pub tasks: std::collections::BTreeMap<String, Score>,
+}
+
+impl Task for Evaluate {
+    const KIND: &'static str = "evaluate";
+    const REVISION: u32 = 1;
+    const SUMMARY: &'static str = "scores a model on held-out text";
+    const DETERMINISM: Determinism = Determinism::BitwisePerDevice;
+    const INPUTS: &'static [Port] = &[
+        Port::one("model", "model", "the model to score"),
+        Port::one("heldout", "tokens", "documents that the model was not trained on"),
+        Port::optional("tokenizer", "tokenizer", "checked to be the one that made `heldout`"),
+    ];
+    const OUTPUTS: &'static [Port] =
+        &[Port::one("evaluation", "evaluation", "scores, and one row per document")];
+    type Params = Params;
+
+    fn check(params: &Params) -> Result<(), ParamError> {
+        if params.name.is_empty() {
+            return Err(ParamError::new("name", "it is empty"));
+        }
+        if params.n_resamples < 100 {
+            let message = format!("{} is below 100, too few for an interval", params.n_resamples);
+            return Err(ParamError::new("n_resamples", message));
+        }
+        Ok(())
+    }
+
+    fn run(ctx: &mut Context, params: &Params, inputs: &Inputs) -> Result<Outputs, Failure> {
+        let heldout = Tokens::open(inputs.one("heldout"))?;
+        if let Some(dir) = inputs.optional("tokenizer") {
+            check_tokenizer(&heldout, &Tokenizer::open(dir)?)?;
+        }
+        let weights = hf::load(inputs.one("model"))?;
+        if heldout.n_documents() == 0 {
+            return Err(Failure::permanent("the input `heldout` has no documents"));
+        }
+        if heldout.vocab_size() as usize > weights.config().vocab_size {
+            return Err(Failure::permanent(format!(
+                "the input `heldout` has ids below {}, but the model has {} tokens",
+                heldout.vocab_size(),
+                weights.config().vocab_size
+            )));
+        }
+        let nll = score(ctx, &weights, &heldout)?;
+        let items: Vec<Item> = (0..heldout.n_documents())
+            .map(|document| Item {
+                task: params.name.clone(),
+                item: format!("{:016x}", heldout.document_id(document)),
+                nll: nll[document],
+                tokens: heldout.length(document) as u64 + 1,
+                bytes: u64::from(heldout.text_bytes(document)),
+            })
+            .collect();
+        let score = summarize(params, &items);
+        let dir = ctx.out("evaluation")?;
+        write_items(&dir.join(ITEMS_FILE), &items)?;
+        let tasks = std::iter::once((params.name.clone(), score.clone())).collect();
+        write_json(&dir.join(SCORES_FILE), &Scores { version: 1, tasks })?;
+        Ok(Outputs::default()
+            .metric("mean_nll", score.mean_nll)
+            .metric("token_perplexity", score.token_perplexity)
+            .metric("bits_per_byte", score.bits_per_byte))
+    }
+}
+
+fn check_tokenizer(heldout: &Tokens, tokenizer: &Tokenizer) -> Result<(), Failure> {
+    if heldout.tokenizer() == tokenizer.digest() {
+        return Ok(());
+    }
+    Err(Failure::permanent(format!(
+        "`heldout` was tokenized with {}, but the input `tokenizer` is {}",
+        heldout.tokenizer(),
+        tokenizer.digest()
+    )))
+}
+
+/// The summed negative log likelihood of each document.
+fn score(ctx: &Context, weights: &Weights, heldout: &Tokens) -> Result<Vec<f64>, Failure> {
+    let pool = Pool::new(ctx.n_threads());
+    let context = weights.config().context;
+    let mut forward = Forward::new(weights.config(), BATCH_TOKENS.max(context));
+    let batches = Batches::new(heldout, context, forward.capacity());
+    let (mut next, mut nll) = restore(ctx, heldout.n_documents())?;
+    let mut saved_at = Instant::now();
+    let mut buffers = windows::Buffers::default();
+    while next < batches.len() {
+        if ctx.check_cancelled().is_err() || saved_at.elapsed() >= CHECKPOINT_INTERVAL {
+            save(ctx, next, &nll)?;
+            saved_at = Instant::now();
+        }
+        ctx.check_cancelled()?;
+        let windows = batches.get(next);
+        buffers.fill(heldout, windows);
+        let losses = forward.nll(&pool, weights, &buffers.ids, &buffers.starts, &buffers.targets);
+        let mut losses = losses.iter();
+        for window in windows {
+            let sum: f64 = losses.by_ref().take(window.len()).copied().map(f64::from).sum();
+            nll[window.document] += sum;
+        }
+        next += 1;
+        ctx.progress(batches.tokens_before(next), batches.n_tokens(), "tokens");
+    }
+    match nll.iter().position(|nll| !nll.is_finite()) {
+        None => Ok(nll),
+        Some(document) => Err(Failure::permanent(format!(
+            "the loss of document {:016x} is not finite",
+            heldout.document_id(document)
+        ))),
+    }
+}
+
+/// The next batch and the sums so far, of the newest checkpoint.
+fn restore(ctx: &Context, n_documents: usize) -> Result<(usize, Vec<f64>), Failure> {
+    let Some(checkpoint) = ctx.latest_checkpoint()? else {
+        return Ok((0, vec![0.0; n_documents]));
+    };
+    let bytes = fs::read(checkpoint.dir.join(CHECKPOINT_FILE))?;
+    let (chunks, rest) = bytes.as_chunks::<8>();
+    if chunks.len() != n_documents || !rest.is_empty() {
+        return Err(Failure::permanent(format!(
+            "the checkpoint has {} bytes for {n_documents} documents",
+            bytes.len()
+        )));
+    }
+    let nll = chunks.iter().map(|&bytes| f64::from_le_bytes(bytes)).collect();
+    ctx.info(format!("resuming at batch {}", checkpoint.step));
+    Ok((checkpoint.step as usize, nll))
+}
+
+fn save(ctx: &Context, next: usize, nll: &[f64]) -> Result<(), Failure> {
+    if ctx.latest_checkpoint()?.map_or(0, |checkpoint| checkpoint.step) >= next as u64 {
+        return Ok(());
+    }
+    let bytes: Vec<u8> = nll.iter().flat_map(|nll| nll.to_le_bytes()).collect();
+    Ok(ctx.save_checkpoint(next as u64, |dir| fs::write(dir.join(CHECKPOINT_FILE), bytes))?)
+}
+
+fn summarize(params: &Params, items: &[Item]) -> Score {
+    let nll: f64 = items.iter().map(|item| item.nll).sum();
+    let tokens: u64 = items.iter().map(|item| item.tokens).sum();
+    let bytes: u64 = items.iter().map(|item| item.bytes).sum();
+    let pairs: Vec<(f64, f64)> = items.iter().map(|item| (item.nll, item.tokens as f64)).collect();
+    let (mean_nll_low, mean_nll_high) =
+        bootstrap::ratio_interval(&pairs, params.n_resamples as usize, params.seed);
+    let mean_nll = nll / tokens as f64;
+    Score {
+        n_items: items.len() as u64,
+        tokens,
+        bytes,
+        mean_nll,
+        mean_nll_low,
+        mean_nll_high,
+        token_perplexity: mean_nll.exp(),
+        bits_per_byte: nll / std::f64::consts::LN_2 / bytes.max(1) as f64,
+    }
+}
+
+fn write_items(path: &Path, items: &[Item]) -> io::Result<()> {
+    let mut encoder = zstd::Encoder::new(File::create(path)?, 3)?;
+    for item in items {
+        serde_json::to_writer(&mut encoder, item)?;
+        encoder.write_all(b"\n")?;
+    }
+    encoder.finish()?.sync_all()
+}
