@@ -162,8 +162,7 @@ impl<'a> Synthesis<'a> {
         self.close_segment()?;
         for segment in &self.segments {
             for line in BufReader::new(zstd::Decoder::new(File::open(segment)?)?).lines() {
-                let document: Document =
-                    serde_json::from_str(&line?).map_err(|error| io::Error::from(error))?;
+                let document: Document = serde_json::from_str(&line?).map_err(io::Error::from)?;
                 writer.push(&document)?;
             }
         }
@@ -201,7 +200,7 @@ impl<'a> Synthesis<'a> {
             let id = document_id(&self.id_base, completion.index);
             let meta = meta(origin, n_tokens, n_sampled, completion.truncated);
             serde_json::to_writer(&mut self.unsaved, &Document { id, text, meta })
-                .map_err(|error| io::Error::from(error))?;
+                .map_err(io::Error::from)?;
             self.unsaved.push(b'\n');
         }
         if self.books.n_seeds > 0 {

@@ -3,6 +3,7 @@
 use serde::Deserialize;
 
 use super::*;
+use crate::lm::forward::Forward;
 use crate::lm::{Config, Weights};
 
 #[derive(Deserialize)]
@@ -17,7 +18,8 @@ struct Case {
 #[derive(Deserialize)]
 struct Text {
     prompt: Vec<u32>,
-    text: Vec<u32>,
+    #[serde(rename = "text")]
+    ids: Vec<u32>,
     logits: Vec<f32>,
 }
 
@@ -107,10 +109,10 @@ fn greedy_texts_equal_those_of_transformers() {
     for case in cases() {
         let weights = noise_weights(&config(&case));
         let requests =
-            (0..).zip(&case.texts).map(|(i, text)| request(i, &text.prompt, text.text.len()));
+            (0..).zip(&case.texts).map(|(i, text)| request(i, &text.prompt, text.ids.len()));
         let texts = run(&weights, &settings(Choice::Greedy), 2, 2, requests.collect());
         for (text, expected) in texts.iter().zip(&case.texts) {
-            assert_eq!(text.ids, expected.text, "{} heads", case.heads);
+            assert_eq!(text.ids, expected.ids, "{} heads", case.heads);
             assert!(text.truncated);
         }
         let pool = Pool::new(1);
@@ -146,6 +148,29 @@ fn cached_logits_equal_those_of_a_full_pass() {
     }
 }
 
+/// The decoder and the training forward pass are two programs of one model.
+#[test]
+fn logits_agree_with_the_training_pass() {
+    for case in cases() {
+        let weights = noise_weights(&config(&case));
+        let pool = Pool::new(2);
+        let tokens: Vec<u32> = (0..100).map(|i| (i * i * 5 + i) % 61).collect();
+        let targets: Vec<u32> = tokens.iter().map(|token| (token * 7 + 3) % 61).collect();
+        let mut forward = Forward::new(weights.config(), tokens.len());
+        let nll = forward.nll(&pool, &weights, &tokens, &[0; 100], &targets);
+        let mut decoder = Decoder::new(&pool, &weights, 1);
+        for n in [1, 2, 17, 64, 65, 100] {
+            let (sequence, last) = decoder.prefill(&pool, &tokens[..n]);
+            let logits = decoder.logits(&pool, last, 1).to_vec();
+            decoder.cache().release(sequence);
+            let lse = logits.iter().map(|&x| f64::from(x).exp()).sum::<f64>().ln();
+            let expected = lse - f64::from(logits[targets[n - 1] as usize]);
+            let error = (f64::from(nll[n - 1]) - expected).abs();
+            assert!(error < 1e-4 * expected.max(1.0), "{n} tokens: error {error}");
+        }
+    }
+}
+
 #[test]
 fn texts_do_not_depend_on_the_batch() {
     let case = &cases()[0];
@@ -163,7 +188,7 @@ fn texts_do_not_depend_on_the_batch() {
                 let i = order(i);
                 // Draws 3n, 3n + 1 and 3n + 2 share a prompt.
                 let prompt: Vec<u32> =
-                    (0..i / 3 % 40 + 1).map(|j| (j * 3 + i / 3) as u32 % 61).collect();
+                    (0..=i / 3 % 40).map(|j| (j * 3 + i / 3) as u32 % 61).collect();
                 request(i, &prompt, 20 + i as usize % 7)
             })
             .collect()
