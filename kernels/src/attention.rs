@@ -45,6 +45,11 @@ impl Heads {
         self.n_heads / self.n_kv_heads
     }
 
+    /// The query heads that share key and value head `kv_head`.
+    pub(crate) fn group(&self, kv_head: usize) -> Range<usize> {
+        kv_head * self.group_size()..(kv_head + 1) * self.group_size()
+    }
+
     pub(crate) fn check(&self) {
         assert!(
             self.head_dim > 0 && self.n_kv_heads > 0 && self.n_heads > 0,

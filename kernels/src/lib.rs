@@ -5,6 +5,7 @@
 
 pub mod adamw;
 pub mod attention;
+pub mod bench;
 pub mod cross_entropy;
 pub mod decode;
 mod disjoint;

@@ -4,9 +4,10 @@
 //! gradient of the input `dx = dy W` is [`nn`], and that of the weights `dW += dy^T x` is [`tn`].
 
 mod cpu;
+mod microkernel;
 pub mod reference;
 
-pub(crate) use cpu::{View, product, product_at};
+pub(crate) use cpu::{Packed, View, packed_tiled, product, product_at};
 
 use crate::Pool;
 

@@ -12,12 +12,12 @@ use crate::Pool;
 use crate::disjoint::Disjoint;
 use crate::isa::{Isa, per_isa};
 use crate::lanes::{dot, exp, max, sum_by};
-use crate::matmul::{Accumulate, View, product, product_at};
+use crate::matmul::{Accumulate, Packed, View, product, product_at};
 
-/// Queries in a tile, and keys in a tile of the backward pass.
+/// Keys in a tile, and queries in a tile of the backward pass.
 const TILE: usize = 64;
-/// Keys in a tile of the forward pass that lies below the diagonal.
-const TILE_KEYS: usize = 256;
+/// Queries in a tile of the forward pass, which share its packed keys and values.
+const TILE_QUERIES: usize = 128;
 
 /// Where the parts of one query head lie.
 #[derive(Clone, Copy)]
@@ -67,67 +67,70 @@ pub(super) fn forward(
     let tiles: Vec<(usize, Range<usize>)> = documents
         .iter()
         .flat_map(|document| {
-            document.clone().step_by(TILE).map(|q| (document.start, q..document.end.min(q + TILE)))
+            document
+                .clone()
+                .step_by(TILE_QUERIES)
+                .map(|q| (document.start, q..document.end.min(q + TILE_QUERIES)))
         })
         .collect();
     let (out, lse) = (Disjoint::new(out), Disjoint::new(lse));
-    pool.for_each(tiles.len() * heads.n_heads, |task| {
-        let (first_key, queries) = tiles[task / heads.n_heads].clone();
-        let head = Head { heads, index: task % heads.n_heads, qkv };
-        let (sums, row_lse) = forward_tile(pool.isa(), head, first_key, queries.clone());
-        for (i, t) in queries.enumerate() {
-            let at = t * heads.q_width() + head.index * heads.head_dim;
-            // SAFETY: Each task writes its own head of its own tokens.
-            unsafe { out.slice(at..at + heads.head_dim) }
-                .copy_from_slice(&sums[i * heads.head_dim..(i + 1) * heads.head_dim]);
-            let at = t * heads.n_heads + head.index;
-            // SAFETY: As above.
-            let lse = unsafe { lse.slice(at..at + 1) };
-            lse[0] = row_lse[i];
+    pool.for_each(tiles.len() * heads.n_kv_heads, |task| {
+        let (first_key, queries) = tiles[task / heads.n_kv_heads].clone();
+        let group = heads.group(task % heads.n_kv_heads);
+        let states = forward_tile(pool.isa(), qkv, heads, group.clone(), first_key, &queries);
+        for (head, rows) in group.zip(states) {
+            for (i, t) in queries.clone().enumerate() {
+                let at = t * heads.q_width() + head * heads.head_dim;
+                // SAFETY: Each task writes its own heads of its own tokens.
+                let target = unsafe { out.slice(at..at + heads.head_dim) };
+                let inverse = 1.0 / rows.total[i];
+                for (target, sum) in target.iter_mut().zip(&rows.sums[i * heads.head_dim..]) {
+                    *target = sum * inverse;
+                }
+                let at = t * heads.n_heads + head;
+                // SAFETY: As above.
+                let target = unsafe { lse.slice(at..at + 1) };
+                target[0] = rows.max[i] + rows.total[i].ln();
+            }
         }
     });
 }
 
-/// The output rows `[queries, head_dim]` of one head, and their `lse`.
+/// What the softmax of `queries` leaves, for each head of a group that shares keys and values.
 fn forward_tile(
     isa: Isa,
-    head: Head<'_>,
+    qkv: &[f32],
+    heads: Heads,
+    group: Range<usize>,
     first_key: usize,
-    queries: Range<usize>,
-) -> (Vec<f32>, Vec<f32>) {
-    let head_dim = head.heads.head_dim;
+    queries: &Range<usize>,
+) -> Vec<Rows> {
+    let head_dim = heads.head_dim;
     let n_queries = queries.len();
-    let mut scores = vec![0.0; n_queries * TILE_KEYS];
-    let mut rows = Rows {
-        sums: vec![0.0; n_queries * head_dim],
-        max: vec![f32::NEG_INFINITY; n_queries],
-        total: vec![0.0; n_queries],
-    };
-    let mut key = first_key;
-    while key < queries.end {
-        let end = if key < queries.start { queries.start } else { queries.end };
-        let n_keys = TILE_KEYS.min(end - key);
-        // Row `i` sees keys up to itself; below the diagonal that is all of them.
-        let visible = queries.start + 1 - key;
-        let q = head.rows(head.q_at(queries.start));
-        let shape = [n_queries, n_keys, head_dim];
-        let k = head.columns(head.k_at(key));
-        product(&mut scores, n_keys, q, k, shape, head.scale(), Accumulate::Overwrite);
-        online_softmax(isa, &mut scores[..n_queries * n_keys], n_keys, visible, &mut rows);
-        let (p, v) = (View::rows(&scores, n_keys), head.rows(head.v_at(key)));
-        let shape = [n_queries, head_dim, n_keys];
-        product(&mut rows.sums, head_dim, p, v, shape, 1.0, Accumulate::Add);
-        key += n_keys;
-    }
-    let mut lse = Vec::with_capacity(n_queries);
-    for (i, row) in rows.sums.chunks_exact_mut(head_dim).enumerate() {
-        let inverse = 1.0 / rows.total[i];
-        for x in row.iter_mut() {
-            *x *= inverse;
+    let mut scores = vec![0.0; n_queries * TILE];
+    let mut states: Vec<Rows> = group.clone().map(|_| Rows::new(n_queries, head_dim)).collect();
+    let (mut packed_k, mut packed_v) = (Packed::new(), Packed::new());
+    for key in (first_key..queries.end).step_by(TILE) {
+        let n_keys = TILE.min(queries.end - key);
+        let first = Head { heads, index: group.start, qkv };
+        packed_k.fill(isa, first.columns(first.k_at(key)), head_dim, n_keys);
+        packed_v.fill(isa, first.rows(first.v_at(key)), n_keys, head_dim);
+        // Queries before the tile of keys see none of it.
+        let n_blind = key.saturating_sub(queries.start);
+        let n_seeing = n_queries - n_blind;
+        let query = queries.start + n_blind;
+        let scores = &mut scores[..n_seeing * n_keys];
+        for (index, rows) in group.clone().zip(&mut states) {
+            let head = Head { heads, index, qkv };
+            let q = head.rows(head.q_at(query));
+            product(isa, scores, q, &packed_k, n_seeing, head.scale(), Accumulate::Overwrite);
+            online_softmax(isa, scores, n_keys, query + 1 - key, n_blind, rows);
+            let p = View::rows(scores, n_keys);
+            let sums = &mut rows.sums[n_blind * head_dim..];
+            product(isa, sums, p, &packed_v, n_seeing, 1.0, Accumulate::Add);
         }
-        lse.push(rows.max[i] + rows.total[i].ln());
     }
-    (rows.sums, lse)
+    states
 }
 
 /// What the online softmax keeps for each row.
@@ -137,13 +140,31 @@ struct Rows {
     total: Vec<f32>,
 }
 
+impl Rows {
+    fn new(n_rows: usize, head_dim: usize) -> Self {
+        Self {
+            sums: vec![0.0; n_rows * head_dim],
+            max: vec![f32::NEG_INFINITY; n_rows],
+            total: vec![0.0; n_rows],
+        }
+    }
+}
+
 per_isa! {
     /// Turns scores into weights relative to the row's running maximum, and rescales what was summed
-    /// before when the maximum grows. Row `i` sees the first `visible + i` keys.
-    fn online_softmax<M>(scores: &mut [f32], n_keys: usize, visible: usize, rows: &mut Rows) {
+    /// before when the maximum grows. Row `i` of `scores` is row `first + i` of `rows`, and sees the
+    /// first `visible + i` keys.
+    fn online_softmax<M>(
+        scores: &mut [f32],
+        n_keys: usize,
+        visible: usize,
+        first: usize,
+        rows: &mut Rows,
+    ) {
         let head_dim = rows.sums.len() / rows.max.len();
         for (i, row) in scores.chunks_exact_mut(n_keys).enumerate() {
             let (seen, hidden) = row.split_at_mut(n_keys.min(visible + i));
+            let i = first + i;
             let old = rows.max[i];
             let tile_max = max(seen);
             let new = if tile_max > old { tile_max } else { old };
@@ -181,6 +202,26 @@ pub(super) fn backward(
     });
 }
 
+/// A tile of keys and values, packed for the products of the backward pass.
+struct PackedKeys {
+    k_columns: Packed,
+    v_columns: Packed,
+    k_rows: Packed,
+}
+
+impl PackedKeys {
+    fn new() -> Self {
+        Self { k_columns: Packed::new(), v_columns: Packed::new(), k_rows: Packed::new() }
+    }
+
+    fn fill(&mut self, isa: Isa, head: Head<'_>, key: usize, n_keys: usize) {
+        let head_dim = head.heads.head_dim;
+        self.k_columns.fill(isa, head.columns(head.k_at(key)), head_dim, n_keys);
+        self.v_columns.fill(isa, head.columns(head.v_at(key)), head_dim, n_keys);
+        self.k_rows.fill(isa, head.rows(head.k_at(key)), n_keys, head_dim);
+    }
+}
+
 /// The gradients of one key and value head of one document, and of its query heads.
 fn backward_kv_head(
     isa: Isa,
@@ -191,7 +232,7 @@ fn backward_kv_head(
     d_qkv: &Disjoint<'_, f32>,
 ) {
     let head_dim = heads.head_dim;
-    let group = kv_head * heads.group_size()..(kv_head + 1) * heads.group_size();
+    let group = heads.group(kv_head);
     let deltas: Vec<Vec<f32>> = group
         .clone()
         .map(|head| {
@@ -200,55 +241,56 @@ fn backward_kv_head(
             delta
         })
         .collect();
-    let mut weights = vec![0.0; TILE * TILE];
-    let mut d_scores = vec![0.0; TILE * TILE];
+    let (mut weights, mut d_scores) = (vec![0.0; TILE * TILE], vec![0.0; TILE * TILE]);
     let (mut d_k, mut d_v) = (vec![0.0; TILE * head_dim], vec![0.0; TILE * head_dim]);
+    let mut keys = PackedKeys::new();
+    let (mut packed_q, mut packed_d_out) = (Packed::new(), Packed::new());
     for key in document.clone().step_by(TILE) {
         let n_keys = TILE.min(document.end - key);
+        keys.fill(isa, Head { heads, index: group.start, qkv }, key, n_keys);
+        let (d_k, d_v) = (&mut d_k[..n_keys * head_dim], &mut d_v[..n_keys * head_dim]);
         d_k.fill(0.0);
         d_v.fill(0.0);
-        for (head, delta) in group.clone().zip(&deltas) {
-            let head = Head { heads, index: head, qkv };
+        for (index, delta) in group.clone().zip(&deltas) {
+            let head = Head { heads, index, qkv };
             for query in (key..document.end).step_by(TILE) {
                 let n_queries = TILE.min(document.end - query);
-                let d_out_at = query * heads.q_width() + head.index * head_dim;
-                let d_o = &d_out[d_out_at..];
-                let shape = [n_queries, n_keys, head_dim];
                 let q = head.rows(head.q_at(query));
-                let k = head.columns(head.k_at(key));
-                product(&mut weights, n_keys, q, k, shape, head.scale(), Accumulate::Overwrite);
-                let (d_o_rows, v) =
-                    (View::rows(d_o, heads.q_width()), head.columns(head.v_at(key)));
-                product(&mut d_scores, n_keys, d_o_rows, v, shape, 1.0, Accumulate::Overwrite);
+                let d_o = View::rows(
+                    &d_out[query * heads.q_width() + index * head_dim..],
+                    heads.q_width(),
+                );
+                let weights = &mut weights[..n_queries * n_keys];
+                let d_scores = &mut d_scores[..n_queries * n_keys];
+                let (scale, overwrite) = (head.scale(), Accumulate::Overwrite);
+                product(isa, weights, q, &keys.k_columns, n_queries, scale, overwrite);
+                product(isa, d_scores, d_o, &keys.v_columns, n_queries, 1.0, overwrite);
                 let tile = Tile {
                     n_keys,
                     visible: query + 1 - key,
-                    scale: head.scale(),
-                    lse: &lse[query * heads.n_heads + head.index..],
+                    scale,
+                    lse: &lse[query * heads.n_heads + index..],
                     lse_stride: heads.n_heads,
                     delta: &delta[query - document.start..][..n_queries],
                 };
-                tile_gradient(isa, &tile, &mut weights, &mut d_scores);
+                tile_gradient(isa, &tile, weights, d_scores);
 
-                let shape = [n_keys, head_dim, n_queries];
-                let p = View::columns(&weights, n_keys);
-                product(&mut d_v, head_dim, p, d_o_rows, shape, 1.0, Accumulate::Add);
-                let d_s = View::columns(&d_scores, n_keys);
-                product(&mut d_k, head_dim, d_s, q, shape, 1.0, Accumulate::Add);
-                let first =
-                    if key == document.start { Accumulate::Overwrite } else { Accumulate::Add };
-                let d_s = View::rows(&d_scores, n_keys);
-                let k = head.rows(head.k_at(key));
-                let shape = [n_queries, head_dim, n_keys];
+                packed_d_out.fill(isa, d_o, n_queries, head_dim);
+                let p = View::columns(weights, n_keys);
+                product(isa, d_v, p, &packed_d_out, n_keys, 1.0, Accumulate::Add);
+                packed_q.fill(isa, q, n_queries, head_dim);
+                let d_s = View::columns(d_scores, n_keys);
+                product(isa, d_k, d_s, &packed_q, n_keys, 1.0, Accumulate::Add);
+                let first = if key == document.start { overwrite } else { Accumulate::Add };
+                let place = [head.q_at(query), heads.qkv_width()];
+                let d_s = View::rows(d_scores, n_keys);
                 // SAFETY: This task alone writes the query heads of its group, in its document.
-                unsafe {
-                    product_at(d_qkv, head.q_at(query), heads.qkv_width(), d_s, k, shape, first);
-                }
+                unsafe { product_at(isa, d_qkv, place, d_s, &keys.k_rows, n_queries, first) };
             }
         }
         let head = Head { heads, index: group.start, qkv };
         for i in 0..n_keys {
-            for (gradient, at) in [(&d_k, head.k_at(key + i)), (&d_v, head.v_at(key + i))] {
+            for (gradient, at) in [(&*d_k, head.k_at(key + i)), (&*d_v, head.v_at(key + i))] {
                 // SAFETY: This task alone writes its key and value head, in its document.
                 unsafe { d_qkv.slice(at..at + head_dim) }
                     .copy_from_slice(&gradient[i * head_dim..(i + 1) * head_dim]);

@@ -6,7 +6,7 @@ use crate::Pool;
 use crate::disjoint::Disjoint;
 use crate::isa::per_isa;
 use crate::lanes::{exp, max, sum_by};
-use crate::matmul::{self, Accumulate};
+use crate::matmul::{self, Accumulate, Packed, View, packed_tiled};
 
 /// Logits in a chunk, at most: 8 MB, so that a chunk stays in the last-level cache.
 const CHUNK_LOGITS: usize = 1 << 21;
@@ -32,16 +32,20 @@ pub(super) fn linear(
     let n_rows_max = chunk_rows(v);
     let mut stats = vec![Row::default(); targets.len().min(n_rows_max)];
     let mut sums = LossSums::default();
+    // Packed once for all chunks: for the logits and for the gradient of `x`.
+    let w_columns = Packed::in_parallel(pool, View::columns(w, d), d, v);
+    let w_rows = Packed::in_parallel(pool, View::rows(w, d), v, d);
     for (chunk, targets) in targets.chunks(n_rows_max).enumerate() {
         let n_rows = targets.len();
         let range = chunk * n_rows_max * d..(chunk * n_rows_max + n_rows) * d;
         let x = &x[range.clone()];
         let logits = &mut scratch[..n_rows * v];
-        matmul::nt(pool, logits, x, w, n_rows, v, d, Accumulate::Overwrite);
+        packed_tiled(pool, logits, View::rows(x, d), &w_columns, n_rows, Accumulate::Overwrite);
         each_tile(pool, logits, v, targets, &mut stats, |logits, targets, stats| {
             gradient_rows(pool.isa(), logits, v, targets, loss, stats);
         });
-        matmul::nn(pool, &mut d_x[range], logits, w, n_rows, d, v, Accumulate::Overwrite);
+        let d_logits = View::rows(logits, v);
+        packed_tiled(pool, &mut d_x[range], d_logits, &w_rows, n_rows, Accumulate::Overwrite);
         matmul::tn(pool, d_w, logits, x, v, d, n_rows, Accumulate::Add);
         for (row, &target) in stats.iter().zip(targets) {
             if target != IGNORE {
@@ -64,11 +68,12 @@ pub(super) fn linear_forward(
 ) {
     let n_rows_max = chunk_rows(v);
     let mut stats = vec![Row::default(); targets.len().min(n_rows_max)];
+    let w_columns = Packed::in_parallel(pool, View::columns(w, d), d, v);
     for (chunk, targets) in targets.chunks(n_rows_max).enumerate() {
         let n_rows = targets.len();
         let x = &x[chunk * n_rows_max * d..][..n_rows * d];
         let logits = &mut scratch[..n_rows * v];
-        matmul::nt(pool, logits, x, w, n_rows, v, d, Accumulate::Overwrite);
+        packed_tiled(pool, logits, View::rows(x, d), &w_columns, n_rows, Accumulate::Overwrite);
         each_tile(pool, logits, v, targets, &mut stats, |logits, targets, stats| {
             nll_rows(pool.isa(), logits, v, targets, stats);
         });

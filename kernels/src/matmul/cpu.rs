@@ -1,18 +1,26 @@
-//! Tiles of fixed size, each one single-threaded product of the `gemm` crate, so that the bits of
-//! the result do not depend on how many threads share the tiles.
-
-use gemm::Parallelism;
+//! Tiles of a size that the shape alone decides, each one computed by one thread, so that the bits
+//! of the result do not depend on how many threads share them.
+//!
+//! The right operand is packed once into panels as wide as a register tile. Rows of the left one
+//! are read where they are; columns (`tn`) are packed by the tile, a block of the depth at a time.
 
 use super::Accumulate;
+use super::microkernel::{self, Block};
 use crate::Pool;
 use crate::disjoint::Disjoint;
+use crate::isa::Isa;
 
-/// Rows of an output tile.
-const TILE_ROWS: usize = 256;
+/// Depth of a block, at most: a panel's block and a group of rows fit the second-level cache.
+const DEPTH: usize = 384;
 /// Columns of an output tile.
 const TILE_COLS: usize = 512;
+/// Rows of an output tile, at least and at most, in register tiles.
+const TILE_ROWS: [usize; 2] = [2, 16];
+/// Tiles that a product is cut into when it is large enough: it can keep this many threads busy.
+const N_TILES: usize = 16;
 
-/// A read-only matrix inside a slice: element (r, c) is at `r * row_stride + c * col_stride`.
+/// A read-only matrix inside a slice: element (r, c) is at `r * row_stride + c * col_stride`, and
+/// one of the strides is 1.
 #[derive(Clone, Copy)]
 pub(crate) struct View<'a> {
     data: &'a [f32],
@@ -36,8 +44,77 @@ impl<'a> View<'a> {
         Self { data: &self.data[row * self.row_stride + col * self.col_stride..], ..self }
     }
 
-    fn holds(self, rows: usize, cols: usize) -> bool {
-        (rows - 1) * self.row_stride + (cols - 1) * self.col_stride < self.data.len()
+    fn holds(self, n_rows: usize, n_cols: usize) -> bool {
+        (n_rows - 1) * self.row_stride + (n_cols - 1) * self.col_stride < self.data.len()
+    }
+}
+
+/// A right operand `b[k, n]`, packed in panels of columns.
+pub(crate) struct Packed {
+    panels: Vec<f32>,
+    k: usize,
+    n: usize,
+}
+
+impl Packed {
+    /// An empty operand, to [`Self::fill`].
+    pub(crate) fn new() -> Self {
+        Self { panels: Vec::new(), k: 0, n: 0 }
+    }
+
+    /// Packs `b[k, n]` with the threads of `pool`.
+    pub(crate) fn in_parallel(pool: &Pool, b: View<'_>, k: usize, n: usize) -> Self {
+        let cols = microkernel::panel_cols(pool.isa());
+        let mut packed = Self::new();
+        packed.resize(pool.isa(), k, n);
+        if k > 0 && n > 0 {
+            pool.for_chunks(&mut packed.panels, cols * k, |i, panel| {
+                pack_columns(panel, cols, b.from(0, i * cols), k, cols.min(n - i * cols));
+            });
+        }
+        packed
+    }
+
+    /// Packs `b[k, n]` on the calling thread, and reuses the memory.
+    pub(crate) fn fill(&mut self, isa: Isa, b: View<'_>, k: usize, n: usize) {
+        let cols = microkernel::panel_cols(isa);
+        self.resize(isa, k, n);
+        for (i, panel) in self.panels.chunks_exact_mut((cols * k).max(1)).enumerate() {
+            pack_columns(panel, cols, b.from(0, i * cols), k, cols.min(n - i * cols));
+        }
+    }
+
+    fn resize(&mut self, isa: Isa, k: usize, n: usize) {
+        let cols = microkernel::panel_cols(isa);
+        self.panels.resize(n.div_ceil(cols) * cols * k, 0.0);
+        (self.k, self.n) = (k, n);
+    }
+}
+
+/// Writes `panel[l, j] = b[l, j]` for `j < n`, and 0 for the rest of its `cols` columns.
+fn pack_columns(panel: &mut [f32], cols: usize, b: View<'_>, k: usize, n: usize) {
+    /// Elements of a column that are read at once: one cache line.
+    const RUN: usize = 16;
+    assert!(b.holds(k, n), "the operand holds its last element");
+    if b.col_stride == 1 {
+        for (l, target) in panel.chunks_exact_mut(cols).enumerate() {
+            let (target, padding) = target.split_at_mut(n);
+            target.copy_from_slice(&b.data[l * b.row_stride..l * b.row_stride + n]);
+            padding.fill(0.0);
+        }
+        return;
+    }
+    for (i, rows) in panel.chunks_mut(cols * RUN).enumerate() {
+        let depth = rows.len() / cols;
+        for j in 0..n {
+            let column = &b.data[j * b.col_stride + i * RUN..][..depth];
+            for (row, &x) in rows.chunks_exact_mut(cols).zip(column) {
+                row[j] = x;
+            }
+        }
+        for row in rows.chunks_exact_mut(cols) {
+            row[n..].fill(0.0);
+        }
     }
 }
 
@@ -51,104 +128,154 @@ pub(super) fn tiled(
     accumulate: Accumulate,
 ) {
     assert_eq!(c.len(), m * n, "`c` is [m, n]");
-    let (n_tile_rows, n_tile_cols) = (m.div_ceil(TILE_ROWS), n.div_ceil(TILE_COLS));
+    let b = Packed::in_parallel(pool, b, k, n);
+    packed_tiled(pool, c, a, &b, m, accumulate);
+}
+
+/// As [`tiled`], with `b` packed before.
+pub(crate) fn packed_tiled(
+    pool: &Pool,
+    c: &mut [f32],
+    a: View<'_>,
+    b: &Packed,
+    m: usize,
+    accumulate: Accumulate,
+) {
+    let (n, isa) = (b.n, pool.isa());
+    assert_eq!(c.len(), m * n, "`c` is [m, n]");
+    let n_tile_cols = n.div_ceil(TILE_COLS);
+    let group = microkernel::tile_rows(isa);
+    let n_groups = (m * n_tile_cols).div_ceil(N_TILES * group).clamp(TILE_ROWS[0], TILE_ROWS[1]);
+    let tile_rows = n_groups * group;
     let c = Disjoint::new(c);
-    pool.for_each(n_tile_rows * n_tile_cols, |tile| {
-        let (row, col) = (tile / n_tile_cols * TILE_ROWS, tile % n_tile_cols * TILE_COLS);
-        let (rows, cols) = (TILE_ROWS.min(m - row), TILE_COLS.min(n - col));
-        if k == 0 {
-            if accumulate == Accumulate::Overwrite {
-                for r in row..row + rows {
-                    // SAFETY: Each tile writes its own rows and columns only.
-                    unsafe { c.slice(r * n + col..r * n + col + cols) }.fill(0.0);
-                }
-            }
-            return;
-        }
-        let target = c.strided(row * n + col, (row + rows - 1) * n + col + cols);
-        // SAFETY: `strided` has checked the tile's last element, and each tile writes its own rows
-        // and columns only.
-        unsafe {
-            block(target, n, a.from(row, 0), b.from(0, col), [rows, cols, k], 1.0, accumulate);
-        }
+    pool.for_each(m.div_ceil(tile_rows) * n_tile_cols, |tile| {
+        let (row, col) = (tile / n_tile_cols * tile_rows, tile % n_tile_cols * TILE_COLS);
+        let (rows, cols) = (tile_rows.min(m - row), TILE_COLS.min(n - col));
+        let target = Target { row, col, rows, cols, stride: n, offset: 0 };
+        // SAFETY: Each tile writes its own rows and columns only.
+        unsafe { compute(isa, &c, target, a, b, 1.0, accumulate) };
     });
 }
 
-/// Computes `c[m, n] (+)= scale * a[m, k] · b[k, n]` on the calling thread, where row `r` of `c`
-/// starts at `r * c_stride`. Nothing happens when a size is 0.
+/// Computes `c[m, n] (+)= scale * a[m, k] · b[k, n]` on the calling thread; `c` is contiguous.
 pub(crate) fn product(
+    isa: Isa,
     c: &mut [f32],
-    c_stride: usize,
     a: View<'_>,
-    b: View<'_>,
-    [m, n, k]: [usize; 3],
+    b: &Packed,
+    m: usize,
     scale: f32,
     accumulate: Accumulate,
 ) {
-    if m == 0 || n == 0 || k == 0 {
-        return;
-    }
-    assert!(n <= c_stride && (m - 1) * c_stride + n <= c.len(), "the product fits its output");
-    // SAFETY: `c` is borrowed mutably, and holds the last element.
-    unsafe { block(c.as_mut_ptr(), c_stride, a, b, [m, n, k], scale, accumulate) };
+    let target = Target { row: 0, col: 0, rows: m, cols: b.n, stride: b.n, offset: 0 };
+    // SAFETY: `c` is borrowed mutably.
+    unsafe { compute(isa, &Disjoint::new(c), target, a, b, scale, accumulate) };
 }
 
-/// As [`product`], into a buffer shared by tasks: element (0, 0) of `c` is at `at`.
+/// As [`product`], into a buffer shared by tasks: element (i, j) of `c` is at
+/// `offset + i * stride + j`.
 ///
 /// # Safety
 /// Nothing else reaches the elements of the product meanwhile.
 pub(crate) unsafe fn product_at(
+    isa: Isa,
     c: &Disjoint<'_, f32>,
-    at: usize,
-    c_stride: usize,
+    [offset, stride]: [usize; 2],
     a: View<'_>,
-    b: View<'_>,
-    [m, n, k]: [usize; 3],
+    b: &Packed,
+    m: usize,
     accumulate: Accumulate,
 ) {
-    assert!(m > 0 && n > 0 && k > 0 && n <= c_stride, "a shared product is not empty");
-    let target = c.strided(at, at + (m - 1) * c_stride + n);
-    // SAFETY: `strided` has checked the last element; the rest is the caller's promise.
-    unsafe { block(target, c_stride, a, b, [m, n, k], 1.0, accumulate) };
+    assert!(b.n <= stride, "rows of the product do not overlap");
+    let target = Target { row: 0, col: 0, rows: m, cols: b.n, stride, offset };
+    // SAFETY: The caller's promise.
+    unsafe { compute(isa, c, target, a, b, 1.0, accumulate) };
 }
 
-/// One product.
+/// A part of the product, and where its element (0, 0) and its rows lie.
+#[derive(Clone, Copy)]
+struct Target {
+    row: usize,
+    col: usize,
+    rows: usize,
+    cols: usize,
+    stride: usize,
+    offset: usize,
+}
+
+/// Computes one part of a product, its depth in equal blocks.
 ///
 /// # Safety
-/// `c` may be written at `r * c_stride + j` for each `r < m` and `j < n`, by this call only.
-unsafe fn block(
-    c: *mut f32,
-    c_stride: usize,
+/// Nothing else reaches the elements of `target` meanwhile.
+unsafe fn compute(
+    isa: Isa,
+    c: &Disjoint<'_, f32>,
+    target: Target,
     a: View<'_>,
-    b: View<'_>,
-    [m, n, k]: [usize; 3],
+    b: &Packed,
     scale: f32,
     accumulate: Accumulate,
 ) {
-    assert!(a.holds(m, k) && b.holds(k, n), "operands hold their last element");
-    let add = accumulate == Accumulate::Add;
-    // SAFETY: The operands were checked above, the output is the caller's promise.
-    unsafe {
-        gemm::gemm(
-            m,
-            n,
+    let Target { row, col, rows, cols, stride, offset } = target;
+    if rows == 0 || cols == 0 {
+        return;
+    }
+    let start = offset + row * stride + col;
+    if b.k == 0 {
+        for r in 0..if accumulate == Accumulate::Overwrite { rows } else { 0 } {
+            // SAFETY: The caller's promise.
+            unsafe { c.slice(start + r * stride..start + r * stride + cols) }.fill(0.0);
+        }
+        return;
+    }
+    let panel_cols = microkernel::panel_cols(isa);
+    let group = microkernel::tile_rows(isa);
+    assert!(col.is_multiple_of(panel_cols), "tiles start at a panel");
+    assert!(b.panels.len() == b.n.div_ceil(panel_cols) * panel_cols * b.k, "panels are whole");
+    assert!(a.from(row, 0).holds(rows, b.k), "the operand holds its last element");
+    let depth = b.k.div_ceil(b.k.div_ceil(DEPTH));
+    let mut groups = Vec::new();
+    for first in (0..b.k).step_by(depth) {
+        let k = depth.min(b.k - first);
+        let a = a.from(row, first);
+        let is_packed = a.col_stride != 1;
+        if is_packed {
+            pack_rows(&mut groups, group, a, rows, k);
+        }
+        let block = Block {
+            a: if is_packed { groups.as_ptr() } else { a.data.as_ptr() },
+            a_row: if is_packed { 1 } else { a.row_stride },
+            a_depth: if is_packed { group } else { 1 },
+            a_group: group * if is_packed { k } else { a.row_stride },
+            b: b.panels[col * b.k + first * panel_cols..].as_ptr(),
+            b_panel: panel_cols * b.k,
+            c: c.strided(start, start + (rows - 1) * stride + cols),
+            c_row: stride,
+            m: rows,
+            n: cols,
             k,
-            c,
-            1,
-            c_stride as isize,
-            add,
-            a.data.as_ptr(),
-            a.col_stride as isize,
-            a.row_stride as isize,
-            b.data.as_ptr(),
-            b.col_stride as isize,
-            b.row_stride as isize,
-            1.0_f32,
             scale,
-            false,
-            false,
-            false,
-            Parallelism::None,
-        );
+            add: accumulate == Accumulate::Add || first > 0,
+        };
+        // SAFETY: The layout is that of `a`, or of `pack_rows`, and that of `Packed`, whose sizes
+        // were checked above; `strided` has checked the last element of `c`; that nothing else
+        // reaches its elements is the caller's promise.
+        unsafe { microkernel::multiply(isa, &block) };
+    }
+}
+
+/// Packs the rows of `a[m, k]`, which lie across memory, in groups `[k, group]`.
+fn pack_rows(groups: &mut Vec<f32>, group: usize, a: View<'_>, m: usize, k: usize) {
+    groups.resize(m.div_ceil(group) * group * k, 0.0);
+    for (i, target) in groups.chunks_exact_mut(group * k).enumerate() {
+        let n_rows = group.min(m - i * group);
+        for (l, target) in target.chunks_exact_mut(group).enumerate() {
+            let source = &a.data[l * a.col_stride + i * group..][..n_rows];
+            match (<&mut [f32; 12]>::try_from(&mut *target), <&[f32; 12]>::try_from(source)) {
+                // A size that the compiler knows spares a call for each twelve elements.
+                (Ok(target), Ok(source)) => *target = *source,
+                _ => target[..n_rows].copy_from_slice(source),
+            }
+        }
     }
 }

@@ -1,0 +1,38 @@
+//! Prints the speed of every training op at the reference sizes:
+//! `cargo run --release -p kernels --example bench [threads] [runs]`.
+
+#![expect(clippy::print_stdout, reason = "the table is the output")]
+
+use kernels::Pool;
+use kernels::bench::{Sizes, peak_gflops, training_ops};
+
+fn main() {
+    let mut arguments = std::env::args().skip(1).map(|x| x.parse().expect("a whole number"));
+    let n_threads = arguments.next().unwrap_or(2);
+    let n_runs = arguments.next().unwrap_or(20);
+    let pool = Pool::new(n_threads);
+    let peak = peak_gflops(&pool, n_runs);
+    println!("{n_threads} threads, {}, 1024^3 product: {peak:.0} GFLOP/s", pool.isa().name());
+    println!("{:<30} {:>9} {:>9} {:>7} {:>8}", "op", "ms", "GFLOP/s", "of peak", "GB/s");
+    let figures = training_ops(&pool, Sizes::REFERENCE, n_runs);
+    for f in &figures {
+        println!(
+            "{:<30} {:>9.3} {:>9.1} {:>6.0}% {:>8.1}",
+            f.op,
+            f.seconds * 1e3,
+            f.gflops(),
+            100.0 * f.gflops() / peak,
+            f.gigabytes_per_s()
+        );
+    }
+    let seconds: f64 = figures.iter().map(|f| f.seconds * f.n_calls as f64).sum();
+    let flop: f64 = figures.iter().map(|f| f.flop * f.n_calls as f64).sum();
+    println!(
+        "a step of {} tokens: {:.0} ms, {:.0} tokens/s, {:.0} GFLOP/s, {:.0}% of peak",
+        Sizes::REFERENCE.n_tokens(),
+        seconds * 1e3,
+        Sizes::REFERENCE.n_tokens() as f64 / seconds,
+        flop / seconds / 1e9,
+        100.0 * flop / seconds / 1e9 / peak
+    );
+}
