@@ -17,7 +17,7 @@ use crate::matmul::{Accumulate, Packed, View, product, product_at};
 /// Keys in a tile, and queries in a tile of the backward pass.
 const TILE: usize = 64;
 /// Queries in a tile of the forward pass, which share its packed keys and values.
-const TILE_QUERIES: usize = 128;
+const TILE_QUERIES: usize = 256;
 
 /// Where the parts of one query head lie.
 #[derive(Clone, Copy)]

@@ -12,12 +12,12 @@ use crate::isa::Isa;
 
 /// Depth of a block, at most: a panel's block and a group of rows fit the second-level cache.
 const DEPTH: usize = 384;
-/// Columns of an output tile.
-const TILE_COLS: usize = 512;
-/// Rows of an output tile, at least and at most, in register tiles.
-const TILE_ROWS: [usize; 2] = [2, 16];
-/// Tiles that a product is cut into when it is large enough: it can keep this many threads busy.
-const N_TILES: usize = 16;
+/// Rows and columns of an output tile, at most: its block of the right operand stays in the
+/// second-level cache.
+const TILE_MAX: usize = 384;
+/// Tiles that a product is cut into at least, when it is large enough: fewer tiles read operands
+/// fewer times, more keep more threads busy.
+const N_TILES: usize = 8;
 
 /// A read-only matrix inside a slice: element (r, c) is at `r * row_stride + c * col_stride`, and
 /// one of the strides is 1.
@@ -64,12 +64,31 @@ impl Packed {
 
     /// Packs `b[k, n]` with the threads of `pool`.
     pub(crate) fn in_parallel(pool: &Pool, b: View<'_>, k: usize, n: usize) -> Self {
+        /// Rows that one task packs.
+        const ROWS: usize = 64;
         let cols = microkernel::panel_cols(pool.isa());
         let mut packed = Self::new();
         packed.resize(pool.isa(), k, n);
-        if k > 0 && n > 0 {
-            pool.for_chunks(&mut packed.panels, cols * k, |i, panel| {
-                pack_columns(panel, cols, b.from(0, i * cols), k, cols.min(n - i * cols));
+        if k == 0 || n == 0 {
+            return packed;
+        }
+        let panels = Disjoint::new(&mut packed.panels);
+        if b.col_stride == 1 {
+            pool.for_each(k.div_ceil(ROWS), |i| {
+                let rows = i * ROWS..k.min((i + 1) * ROWS);
+                for (panel, col) in (0..n).step_by(cols).enumerate() {
+                    let at = panel * cols * k;
+                    let range = at + rows.start * cols..at + rows.end * cols;
+                    // SAFETY: Each task packs rows of its own.
+                    let target = unsafe { panels.slice(range) };
+                    pack_rows(target, cols, b.from(rows.start, col), cols.min(n - col));
+                }
+            });
+        } else {
+            pool.for_each(n.div_ceil(cols), |i| {
+                // SAFETY: Each task packs a panel of its own.
+                let target = unsafe { panels.slice(i * cols * k..(i + 1) * cols * k) };
+                pack_columns(target, cols, b.from(0, i * cols), cols.min(n - i * cols));
             });
         }
         packed
@@ -80,7 +99,12 @@ impl Packed {
         let cols = microkernel::panel_cols(isa);
         self.resize(isa, k, n);
         for (i, panel) in self.panels.chunks_exact_mut((cols * k).max(1)).enumerate() {
-            pack_columns(panel, cols, b.from(0, i * cols), k, cols.min(n - i * cols));
+            let (b, n) = (b.from(0, i * cols), cols.min(n - i * cols));
+            if b.col_stride == 1 {
+                pack_rows(panel, cols, b, n);
+            } else {
+                pack_columns(panel, cols, b, n);
+            }
         }
     }
 
@@ -91,19 +115,27 @@ impl Packed {
     }
 }
 
-/// Writes `panel[l, j] = b[l, j]` for `j < n`, and 0 for the rest of its `cols` columns.
-fn pack_columns(panel: &mut [f32], cols: usize, b: View<'_>, k: usize, n: usize) {
+/// Writes `panel[l, j] = b[l, j]` for `j < n`, and 0 for the rest of its `cols` columns, where rows
+/// of `b` are contiguous.
+fn pack_rows(panel: &mut [f32], cols: usize, b: View<'_>, n: usize) {
+    for (l, target) in panel.chunks_exact_mut(cols).enumerate() {
+        let source = &b.data[l * b.row_stride..][..n];
+        match (<&mut [f32; 32]>::try_from(&mut *target), <&[f32; 32]>::try_from(source)) {
+            // A size that the compiler knows spares a call for each row.
+            (Ok(target), Ok(source)) => *target = *source,
+            _ => {
+                let (target, padding) = target.split_at_mut(n);
+                target.copy_from_slice(source);
+                padding.fill(0.0);
+            }
+        }
+    }
+}
+
+/// As [`pack_rows`], where columns of `b` are contiguous.
+fn pack_columns(panel: &mut [f32], cols: usize, b: View<'_>, n: usize) {
     /// Elements of a column that are read at once: one cache line.
     const RUN: usize = 16;
-    assert!(b.holds(k, n), "the operand holds its last element");
-    if b.col_stride == 1 {
-        for (l, target) in panel.chunks_exact_mut(cols).enumerate() {
-            let (target, padding) = target.split_at_mut(n);
-            target.copy_from_slice(&b.data[l * b.row_stride..l * b.row_stride + n]);
-            padding.fill(0.0);
-        }
-        return;
-    }
     for (i, rows) in panel.chunks_mut(cols * RUN).enumerate() {
         let depth = rows.len() / cols;
         for j in 0..n {
@@ -143,18 +175,32 @@ pub(crate) fn packed_tiled(
 ) {
     let (n, isa) = (b.n, pool.isa());
     assert_eq!(c.len(), m * n, "`c` is [m, n]");
-    let n_tile_cols = n.div_ceil(TILE_COLS);
-    let group = microkernel::tile_rows(isa);
-    let n_groups = (m * n_tile_cols).div_ceil(N_TILES * group).clamp(TILE_ROWS[0], TILE_ROWS[1]);
-    let tile_rows = n_groups * group;
+    if m == 0 || n == 0 {
+        return;
+    }
+    let [tile_rows, tile_cols] = tile_size(isa, m, n);
+    let n_tile_cols = n.div_ceil(tile_cols);
     let c = Disjoint::new(c);
     pool.for_each(m.div_ceil(tile_rows) * n_tile_cols, |tile| {
-        let (row, col) = (tile / n_tile_cols * tile_rows, tile % n_tile_cols * TILE_COLS);
-        let (rows, cols) = (tile_rows.min(m - row), TILE_COLS.min(n - col));
+        let (row, col) = (tile / n_tile_cols * tile_rows, tile % n_tile_cols * tile_cols);
+        let (rows, cols) = (tile_rows.min(m - row), tile_cols.min(n - col));
         let target = Target { row, col, rows, cols, stride: n, offset: 0 };
         // SAFETY: Each tile writes its own rows and columns only.
         unsafe { compute(isa, &c, target, a, b, 1.0, accumulate) };
     });
+}
+
+/// Rows and columns of the tiles of `c[m, n]`: nearly square, which reads the least of the operands,
+/// nearly equal, and whole register tiles.
+fn tile_size(isa: Isa, m: usize, n: usize) -> [usize; 2] {
+    let side = ((m * n).div_ceil(N_TILES) as f64).sqrt() as usize;
+    let even = |size: usize, side: usize, unit: usize| {
+        let n_parts = size.div_ceil(side.clamp(unit, TILE_MAX));
+        size.div_ceil(n_parts).next_multiple_of(unit)
+    };
+    let cols = even(n, side, microkernel::panel_cols(isa));
+    let area = (m * n).div_ceil(N_TILES);
+    [even(m, area.div_ceil(cols), microkernel::tile_rows(isa)), cols]
 }
 
 /// Computes `c[m, n] (+)= scale * a[m, k] · b[k, n]` on the calling thread; `c` is contiguous.
@@ -240,7 +286,7 @@ unsafe fn compute(
         let a = a.from(row, first);
         let is_packed = a.col_stride != 1;
         if is_packed {
-            pack_rows(&mut groups, group, a, rows, k);
+            pack_groups(&mut groups, group, a, rows, k);
         }
         let block = Block {
             a: if is_packed { groups.as_ptr() } else { a.data.as_ptr() },
@@ -257,24 +303,31 @@ unsafe fn compute(
             scale,
             add: accumulate == Accumulate::Add || first > 0,
         };
-        // SAFETY: The layout is that of `a`, or of `pack_rows`, and that of `Packed`, whose sizes
+        // SAFETY: The layout is that of `a`, or of `pack_groups`, and that of `Packed`, whose sizes
         // were checked above; `strided` has checked the last element of `c`; that nothing else
         // reaches its elements is the caller's promise.
         unsafe { microkernel::multiply(isa, &block) };
     }
 }
 
-/// Packs the rows of `a[m, k]`, which lie across memory, in groups `[k, group]`.
-fn pack_rows(groups: &mut Vec<f32>, group: usize, a: View<'_>, m: usize, k: usize) {
+/// Packs `a[m, k]`, whose columns are contiguous, in groups of rows `[k, group]`.
+fn pack_groups(groups: &mut Vec<f32>, group: usize, a: View<'_>, m: usize, k: usize) {
+    /// Columns packed at once: few enough that their lines stay in the first-level cache though
+    /// the stride may be a power of two, many enough to write in runs.
+    const COLS: usize = 8;
     groups.resize(m.div_ceil(group) * group * k, 0.0);
-    for (i, target) in groups.chunks_exact_mut(group * k).enumerate() {
-        let n_rows = group.min(m - i * group);
-        for (l, target) in target.chunks_exact_mut(group).enumerate() {
-            let source = &a.data[l * a.col_stride + i * group..][..n_rows];
-            match (<&mut [f32; 12]>::try_from(&mut *target), <&[f32; 12]>::try_from(source)) {
-                // A size that the compiler knows spares a call for each twelve elements.
-                (Ok(target), Ok(source)) => *target = *source,
-                _ => target[..n_rows].copy_from_slice(source),
+    for first in (0..k).step_by(COLS) {
+        let cols = COLS.min(k - first);
+        for (i, row) in (0..m).step_by(group).enumerate() {
+            let n_rows = group.min(m - row);
+            let target = &mut groups[(i * k + first) * group..][..cols * group];
+            for (l, target) in target.chunks_exact_mut(group).enumerate() {
+                let source = &a.data[(first + l) * a.col_stride + row..][..n_rows];
+                match (<&mut [f32; 12]>::try_from(&mut *target), <&[f32; 12]>::try_from(source)) {
+                    // A size that the compiler knows spares a call for each group.
+                    (Ok(target), Ok(source)) => *target = *source,
+                    _ => target[..n_rows].copy_from_slice(source),
+                }
             }
         }
     }

@@ -35,10 +35,10 @@ pub(super) struct Block {
 pub(super) fn tile_rows(isa: Isa) -> usize {
     match isa.kind() {
         #[cfg(target_arch = "x86_64")]
-        Kind::Avx512 => x86::Avx512::N_ROWS,
+        Kind::Avx512 => x86::AVX512_TILES.len(),
         #[cfg(target_arch = "x86_64")]
-        Kind::Avx2 => x86::Avx2::N_ROWS,
-        Kind::Portable => Portable::N_ROWS,
+        Kind::Avx2 => x86::AVX2_TILES.len(),
+        Kind::Portable => PORTABLE_TILES.len(),
     }
 }
 
@@ -60,25 +60,38 @@ pub(super) fn panel_cols(isa: Isa) -> usize {
 /// Every element that the layout of [`Block`] names can be read, or written for `c`, and nothing
 /// else writes those of `c` meanwhile.
 pub(super) unsafe fn multiply(isa: Isa, block: &Block) {
-    match isa.kind() {
+    let (tiles, n_cols): (&[Tile], usize) = match isa.kind() {
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: Only detection makes an `Isa`; the rest is the caller's promise.
-        Kind::Avx512 => unsafe { x86::avx512(block) },
+        Kind::Avx512 => (&x86::AVX512_TILES, panel_cols(isa)),
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: Only detection makes an `Isa`; the rest is the caller's promise.
-        Kind::Avx2 => unsafe { x86::avx2(block) },
-        // SAFETY: The caller's promise.
-        Kind::Portable => unsafe { tiles::<Portable>(block) },
+        Kind::Avx2 => (&x86::AVX2_TILES, panel_cols(isa)),
+        Kind::Portable => (&PORTABLE_TILES, panel_cols(isa)),
+    };
+    // Rows outside: a group of rows stays in the first-level cache while panels stream by.
+    for (group, row) in (0..block.m).step_by(tiles.len()).enumerate() {
+        let tile = tiles[tiles.len().min(block.m - row) - 1];
+        for (panel, col) in (0..block.n).step_by(n_cols).enumerate() {
+            // SAFETY: The offsets stay inside what the caller promises, and only detection makes
+            // an `Isa`, so the processor has what the tile was compiled for.
+            unsafe {
+                let a = block.a.add(group * block.a_group);
+                let b = block.b.add(panel * block.b_panel);
+                let c = block.c.add(row * block.c_row + col);
+                tile(block, a, b, c, n_cols.min(block.n - col));
+            }
+        }
     }
 }
+
+/// Computes the tile at `c` from a group of rows at `a` and a panel at `b`; the last argument is
+/// how many of the columns exist.
+type Tile = unsafe fn(&Block, *const f32, *const f32, *mut f32, usize);
 
 /// A vector register.
 trait Vector {
     type Reg: Copy;
     /// Elements of a register.
     const N_LANES: usize;
-    /// Rows of a register tile: as many as the registers hold, at most 12.
-    const N_ROWS: usize;
 
     fn splat(x: f32) -> Self::Reg;
     unsafe fn load(at: *const f32) -> Self::Reg;
@@ -86,77 +99,36 @@ trait Vector {
     fn mul_add(a: Self::Reg, b: Self::Reg, c: Self::Reg) -> Self::Reg;
 }
 
-/// All tiles of a block: rows outside, so that a group of rows stays in the first-level cache while
-/// the panels stream from the second.
+/// One register tile; see [`Tile`].
 ///
 /// # Safety
 /// As of [`multiply`].
 #[inline(always)]
-unsafe fn tiles<V: Vector>(block: &Block) {
-    let mut row = 0;
-    while row < block.m {
-        let n_rows = V::N_ROWS.min(block.m - row);
-        // SAFETY: The offsets stay inside what the caller promises.
-        let group = unsafe {
-            Block {
-                a: block.a.add(row / V::N_ROWS * block.a_group),
-                c: block.c.add(row * block.c_row),
-                ..*block
-            }
-        };
-        // SAFETY: As above.
-        unsafe {
-            match n_rows {
-                1 => panels::<V, 1>(&group),
-                2 => panels::<V, 2>(&group),
-                3 => panels::<V, 3>(&group),
-                4 => panels::<V, 4>(&group),
-                5 => panels::<V, 5>(&group),
-                6 => panels::<V, 6>(&group),
-                7 => panels::<V, 7>(&group),
-                8 => panels::<V, 8>(&group),
-                9 => panels::<V, 9>(&group),
-                10 => panels::<V, 10>(&group),
-                11 => panels::<V, 11>(&group),
-                _ => panels::<V, 12>(&group),
-            }
-        }
-        row += n_rows;
-    }
-}
-
-/// # Safety
-/// As of [`multiply`].
-#[inline(always)]
-unsafe fn panels<V: Vector, const ROWS: usize>(block: &Block) {
-    // The match in `tiles` names more rows than some instruction sets have.
-    if ROWS > V::N_ROWS {
-        return;
-    }
+unsafe fn tile<V: Vector, const ROWS: usize>(
+    block: &Block,
+    a: *const f32,
+    b: *const f32,
+    c: *mut f32,
+    cols: usize,
+) {
     let n_cols = N_REGS * V::N_LANES;
-    let mut col = 0;
-    while col < block.n {
-        // SAFETY: The offsets stay inside what the caller promises.
-        unsafe {
-            let b = block.b.add(col / n_cols * block.b_panel);
-            let sums = sums::<V, ROWS>(block, b);
-            let c = block.c.add(col);
-            if col + n_cols <= block.n {
-                write::<V, ROWS>(sums, c, block.c_row, block.scale, block.add);
-            } else {
-                // The last panel is narrower than the registers: through a buffer.
-                let mut edge = [0.0_f32; 12 * 32];
-                write::<V, ROWS>(sums, edge.as_mut_ptr(), n_cols, block.scale, false);
-                for r in 0..ROWS {
-                    for j in 0..block.n - col {
-                        let target = c.add(r * block.c_row + j);
-                        let old = if block.add { *target } else { 0.0 };
-                        *target = old + edge[r * n_cols + j];
-                    }
-                }
+    // SAFETY: The offsets stay inside what the caller promises.
+    unsafe {
+        let sums = sums::<V, ROWS>(block, a, b);
+        if cols == n_cols {
+            write::<V, ROWS>(sums, c, block.c_row, block.scale, block.add);
+            return;
+        }
+        // The last panel is narrower than the registers: through a buffer.
+        let mut edge = [0.0_f32; 12 * 32];
+        write::<V, ROWS>(sums, edge.as_mut_ptr(), n_cols, block.scale, false);
+        for r in 0..ROWS {
+            for j in 0..cols {
+                let target = c.add(r * block.c_row + j);
+                let old = if block.add { *target } else { 0.0 };
+                *target = old + edge[r * n_cols + j];
             }
         }
-        col += n_cols;
     }
 }
 
@@ -165,23 +137,24 @@ unsafe fn panels<V: Vector, const ROWS: usize>(block: &Block) {
 #[inline(always)]
 unsafe fn sums<V: Vector, const ROWS: usize>(
     block: &Block,
+    mut a: *const f32,
     mut b: *const f32,
 ) -> [[V::Reg; N_REGS]; ROWS] {
+    let (a_row, a_depth) = (block.a_row, block.a_depth);
     let mut sums = [[V::splat(0.0); N_REGS]; ROWS];
-    let mut a = block.a;
     for _ in 0..block.k {
         // SAFETY: The offsets stay inside what the caller promises.
         unsafe {
             let b_regs = [V::load(b), V::load(b.add(V::N_LANES))];
             for (r, sums) in sums.iter_mut().enumerate() {
-                let x = V::splat(*a.add(r * block.a_row));
+                let x = V::splat(*a.add(r * a_row));
                 sums[0] = V::mul_add(x, b_regs[0], sums[0]);
                 sums[1] = V::mul_add(x, b_regs[1], sums[1]);
             }
-            // The last step leaves `a` and `b` one step behind the operands, hence `wrapping`.
-            a = a.wrapping_add(block.a_depth);
-            b = b.wrapping_add(N_REGS * V::N_LANES);
         }
+        // The last step leaves `a` and `b` one step behind the operands, hence `wrapping`.
+        a = a.wrapping_add(a_depth);
+        b = b.wrapping_add(N_REGS * V::N_LANES);
     }
     sums
 }
@@ -209,13 +182,22 @@ unsafe fn write<V: Vector, const ROWS: usize>(
     }
 }
 
+/// Tiles of 1 to 6 rows.
+const PORTABLE_TILES: [Tile; 6] = [
+    tile::<Portable, 1>,
+    tile::<Portable, 2>,
+    tile::<Portable, 3>,
+    tile::<Portable, 4>,
+    tile::<Portable, 5>,
+    tile::<Portable, 6>,
+];
+
 /// What every target has: four lanes, left to the compiler.
 struct Portable;
 
 impl Vector for Portable {
     type Reg = [f32; 4];
     const N_LANES: usize = 4;
-    const N_ROWS: usize = 6;
 
     #[inline(always)]
     fn splat(x: f32) -> [f32; 4] {
@@ -248,22 +230,53 @@ mod x86 {
         _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_set1_ps, _mm512_storeu_ps,
     };
 
-    use super::{Block, Vector, tiles};
+    use super::{Block, Tile, Vector, tile};
+
+    /// Tiles of 1 to 12 rows.
+    pub(super) const AVX512_TILES: [Tile; 12] = [
+        avx512::<1>,
+        avx512::<2>,
+        avx512::<3>,
+        avx512::<4>,
+        avx512::<5>,
+        avx512::<6>,
+        avx512::<7>,
+        avx512::<8>,
+        avx512::<9>,
+        avx512::<10>,
+        avx512::<11>,
+        avx512::<12>,
+    ];
+    /// Tiles of 1 to 6 rows.
+    pub(super) const AVX2_TILES: [Tile; 6] =
+        [avx2::<1>, avx2::<2>, avx2::<3>, avx2::<4>, avx2::<5>, avx2::<6>];
 
     /// # Safety
     /// As of [`super::multiply`], on a processor with AVX-512.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-    pub(super) unsafe fn avx512(block: &Block) {
+    unsafe fn avx512<const ROWS: usize>(
+        block: &Block,
+        a: *const f32,
+        b: *const f32,
+        c: *mut f32,
+        cols: usize,
+    ) {
         // SAFETY: The caller's promise.
-        unsafe { tiles::<Avx512>(block) }
+        unsafe { tile::<Avx512, ROWS>(block, a, b, c, cols) }
     }
 
     /// # Safety
     /// As of [`super::multiply`], on a processor with AVX2 and FMA.
     #[target_feature(enable = "avx2,fma")]
-    pub(super) unsafe fn avx2(block: &Block) {
+    unsafe fn avx2<const ROWS: usize>(
+        block: &Block,
+        a: *const f32,
+        b: *const f32,
+        c: *mut f32,
+        cols: usize,
+    ) {
         // SAFETY: The caller's promise.
-        unsafe { tiles::<Avx2>(block) }
+        unsafe { tile::<Avx2, ROWS>(block, a, b, c, cols) }
     }
 
     /// 24 of 32 registers hold sums.
@@ -272,7 +285,6 @@ mod x86 {
     impl Vector for Avx512 {
         type Reg = __m512;
         const N_LANES: usize = 16;
-        const N_ROWS: usize = 12;
 
         #[inline(always)]
         fn splat(x: f32) -> __m512 {
@@ -305,7 +317,6 @@ mod x86 {
     impl Vector for Avx2 {
         type Reg = __m256;
         const N_LANES: usize = 8;
-        const N_ROWS: usize = 6;
 
         #[inline(always)]
         fn splat(x: f32) -> __m256 {
