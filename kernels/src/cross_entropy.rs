@@ -31,7 +31,7 @@ pub struct LossSums {
 
 /// Elements that `scratch` of [`linear`] and [`linear_forward`] must have for these sizes.
 pub fn scratch_len(n_tokens: usize, n_vocab: usize) -> usize {
-    cpu::chunk_rows(n_vocab).min(n_tokens) * n_vocab
+    cpu::chunk_rows(n_vocab).min(n_tokens) * cpu::logits_stride(n_vocab)
 }
 
 /// Computes the loss of logits `x · w^T` and its gradients: overwrites `d_x`, adds `d_w += ..`.

@@ -1,23 +1,30 @@
-//! Chunks of rows: logits by one product, softmax and gradient in place, then the two products of
-//! the gradient while the chunk is in cache.
+//! Chunks of rows, cut into tiles of a few rows. A tile computes its logits, turns them into their
+//! gradient and that into the gradient of `x` while they are in its core's cache; the gradient of
+//! `w` is a product over the whole chunk.
 
 use super::{IGNORE, Loss, LossSums};
 use crate::Pool;
 use crate::disjoint::Disjoint;
 use crate::isa::per_isa;
 use crate::lanes::{exp, max, sum_by};
-use crate::matmul::{self, Accumulate, Packed, View, packed_tiled};
+use crate::matmul::{Accumulate, Packed, View, packed_tiled, product_at};
 
 /// Logits in a chunk, at most: 8 MB, so that a chunk stays in the last-level cache.
 const CHUNK_LOGITS: usize = 1 << 21;
 /// Rows of a chunk, at least and at most: few rows make the products slow, many gain nothing.
 const CHUNK_ROWS: [usize; 2] = [64, 1024];
-/// Rows of a chunk that one task turns into gradients.
-const TILE_ROWS: usize = 8;
+/// Rows of a tile.
+const TILE_ROWS: usize = 32;
 
 /// Rows whose logits exist at once, for a vocabulary of `n_vocab`.
 pub(super) fn chunk_rows(n_vocab: usize) -> usize {
-    (CHUNK_LOGITS / n_vocab).clamp(CHUNK_ROWS[0], CHUNK_ROWS[1])
+    (CHUNK_LOGITS / n_vocab).clamp(CHUNK_ROWS[0], CHUNK_ROWS[1]) / TILE_ROWS * TILE_ROWS
+}
+
+/// Elements from one row of logits to the next. Vocabularies are often powers of two; one cache
+/// line more keeps their rows from falling into the same places of the cache.
+pub(super) fn logits_stride(n_vocab: usize) -> usize {
+    n_vocab.next_multiple_of(16) + 16
 }
 
 pub(super) fn linear(
@@ -30,23 +37,30 @@ pub(super) fn linear(
     scratch: &mut [f32],
 ) -> LossSums {
     let n_rows_max = chunk_rows(v);
+    let stride = logits_stride(v);
     let mut stats = vec![Row::default(); targets.len().min(n_rows_max)];
     let mut sums = LossSums::default();
     // Packed once for all chunks: for the logits and for the gradient of `x`.
     let w_columns = Packed::in_parallel(pool, View::columns(w, d), d, v);
     let w_rows = Packed::in_parallel(pool, View::rows(w, d), v, d);
+    let d_x = Disjoint::new(d_x);
     for (chunk, targets) in targets.chunks(n_rows_max).enumerate() {
+        let first = chunk * n_rows_max;
         let n_rows = targets.len();
-        let range = chunk * n_rows_max * d..(chunk * n_rows_max + n_rows) * d;
-        let x = &x[range.clone()];
-        let logits = &mut scratch[..n_rows * v];
-        packed_tiled(pool, logits, View::rows(x, d), &w_columns, n_rows, Accumulate::Overwrite);
-        each_tile(pool, logits, v, targets, &mut stats, |logits, targets, stats| {
+        let logits = &mut scratch[..n_rows * stride];
+        each_tile(pool, logits, v, targets, &mut stats, |row, logits, targets, stats| {
+            tile_logits(pool, logits, [d, v], &x[(first + row) * d..], &w_columns);
             gradient_rows(pool.isa(), logits, v, targets, loss, stats);
+            let a = View::rows(logits, stride);
+            // SAFETY: Each tile writes the gradients of its own rows.
+            unsafe {
+                let place = [(first + row) * d, d];
+                let n_rows = targets.len();
+                product_at(pool.isa(), &d_x, place, a, &w_rows, n_rows, Accumulate::Overwrite);
+            }
         });
-        let d_logits = View::rows(logits, v);
-        packed_tiled(pool, &mut d_x[range], d_logits, &w_rows, n_rows, Accumulate::Overwrite);
-        matmul::tn(pool, d_w, logits, x, v, d, n_rows, Accumulate::Add);
+        let x = Packed::in_parallel(pool, View::rows(&x[first * d..], d), n_rows, d);
+        packed_tiled(pool, d_w, View::columns(logits, stride), &x, v, Accumulate::Add);
         for (row, &target) in stats.iter().zip(targets) {
             if target != IGNORE {
                 sums.nll += f64::from(row.nll);
@@ -70,16 +84,28 @@ pub(super) fn linear_forward(
     let mut stats = vec![Row::default(); targets.len().min(n_rows_max)];
     let w_columns = Packed::in_parallel(pool, View::columns(w, d), d, v);
     for (chunk, targets) in targets.chunks(n_rows_max).enumerate() {
-        let n_rows = targets.len();
-        let x = &x[chunk * n_rows_max * d..][..n_rows * d];
-        let logits = &mut scratch[..n_rows * v];
-        packed_tiled(pool, logits, View::rows(x, d), &w_columns, n_rows, Accumulate::Overwrite);
-        each_tile(pool, logits, v, targets, &mut stats, |logits, targets, stats| {
+        let first = chunk * n_rows_max;
+        let logits = &mut scratch[..targets.len() * logits_stride(v)];
+        each_tile(pool, logits, v, targets, &mut stats, |row, logits, targets, stats| {
+            tile_logits(pool, logits, [d, v], &x[(first + row) * d..], &w_columns);
             nll_rows(pool.isa(), logits, v, targets, stats);
         });
-        for (nll, row) in nll[chunk * n_rows_max..].iter_mut().zip(&stats[..n_rows]) {
+        for (nll, row) in nll[first..].iter_mut().zip(&stats[..targets.len()]) {
             *nll = row.nll;
         }
+    }
+}
+
+/// Computes the logits of a tile whose first row of `x` is given.
+fn tile_logits(pool: &Pool, logits: &mut [f32], [d, v]: [usize; 2], x: &[f32], w: &Packed) {
+    let stride = logits_stride(v);
+    let n_rows = logits.len() / stride;
+    let place = [0, stride];
+    // SAFETY: `logits` is borrowed mutably.
+    unsafe {
+        let logits = Disjoint::new(logits);
+        let x = View::rows(x, d);
+        product_at(pool.isa(), &logits, place, x, w, n_rows, Accumulate::Overwrite);
     }
 }
 
@@ -90,21 +116,23 @@ struct Row {
     lse: f32,
 }
 
-/// Runs `work(logits, targets, stats)` on tiles of rows, in parallel.
+/// Runs `work(first row, logits, targets, stats)` on tiles of rows, in parallel.
 fn each_tile(
     pool: &Pool,
     logits: &mut [f32],
     v: usize,
     targets: &[u32],
     stats: &mut [Row],
-    work: impl Fn(&mut [f32], &[u32], &mut [Row]) + Sync + Send,
+    work: impl Fn(usize, &mut [f32], &[u32], &mut [Row]) + Sync + Send,
 ) {
+    let stride = logits_stride(v);
     let stats = Disjoint::new(stats);
-    pool.for_chunks(logits, TILE_ROWS * v, |tile, logits| {
-        let rows = tile * TILE_ROWS..tile * TILE_ROWS + logits.len() / v;
+    pool.for_chunks(logits, TILE_ROWS * stride, |tile, logits| {
+        let first = tile * TILE_ROWS;
+        let rows = first..first + logits.len() / stride;
         // SAFETY: Each tile has its own rows.
         let stats = unsafe { stats.slice(rows.clone()) };
-        work(logits, &targets[rows], stats);
+        work(first, logits, &targets[rows], stats);
     });
 }
 
@@ -116,7 +144,9 @@ per_isa! {
         loss: Loss,
         stats: &mut [Row],
     ) {
-        for ((row, &target), stats) in logits.chunks_exact_mut(v).zip(targets).zip(stats) {
+        let rows = logits.chunks_exact_mut(logits_stride(v));
+        for ((row, &target), stats) in rows.zip(targets).zip(stats) {
+            let row = &mut row[..v];
             if target == IGNORE {
                 row.fill(0.0);
                 *stats = Row::default();
@@ -141,14 +171,19 @@ per_isa! {
 }
 
 per_isa! {
-    fn nll_rows<M>(logits: &[f32], v: usize, targets: &[u32], stats: &mut [Row]) {
-        for ((row, &target), stats) in logits.chunks_exact(v).zip(targets).zip(stats) {
+    fn nll_rows<M>(logits: &mut [f32], v: usize, targets: &[u32], stats: &mut [Row]) {
+        let rows = logits.chunks_exact_mut(logits_stride(v));
+        for ((row, &target), stats) in rows.zip(targets).zip(stats) {
             if target == IGNORE {
                 *stats = Row::default();
                 continue;
             }
+            let row = &mut row[..v];
             let (largest, at_target) = (max(row), row[target as usize]);
-            let log_total = sum_by(v, |i| exp::<M>(row[i] - largest)).ln();
+            for x in row.iter_mut() {
+                *x = exp::<M>(*x - largest);
+            }
+            let log_total = sum_by(v, |i| row[i]).ln();
             *stats =
                 Row { nll: (largest - at_target) + log_total, lse: largest + log_total };
         }

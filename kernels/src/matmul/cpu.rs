@@ -19,6 +19,10 @@ const TILE_MAX: usize = 384;
 /// fewer times, more keep more threads busy.
 const N_TILES: usize = 8;
 
+/// Rows this many elements apart, one page, fall into the same few places of the first-level cache
+/// and drive each other out: such rows are packed.
+const ALIASING: usize = 1024;
+
 /// A read-only matrix inside a slice: element (r, c) is at `r * row_stride + c * col_stride`, and
 /// one of the strides is 1.
 #[derive(Clone, Copy)]
@@ -120,14 +124,15 @@ impl Packed {
 fn pack_rows(panel: &mut [f32], cols: usize, b: View<'_>, n: usize) {
     for (l, target) in panel.chunks_exact_mut(cols).enumerate() {
         let source = &b.data[l * b.row_stride..][..n];
-        match (<&mut [f32; 32]>::try_from(&mut *target), <&[f32; 32]>::try_from(source)) {
+        if let (Ok(target), Ok(source)) =
+            (<&mut [f32; 32]>::try_from(&mut *target), <&[f32; 32]>::try_from(source))
+        {
             // A size that the compiler knows spares a call for each row.
-            (Ok(target), Ok(source)) => *target = *source,
-            _ => {
-                let (target, padding) = target.split_at_mut(n);
-                target.copy_from_slice(source);
-                padding.fill(0.0);
-            }
+            *target = *source;
+        } else {
+            let (target, padding) = target.split_at_mut(n);
+            target.copy_from_slice(source);
+            padding.fill(0.0);
         }
     }
 }
@@ -233,9 +238,13 @@ pub(crate) unsafe fn product_at(
     accumulate: Accumulate,
 ) {
     assert!(b.n <= stride, "rows of the product do not overlap");
-    let target = Target { row: 0, col: 0, rows: m, cols: b.n, stride, offset };
-    // SAFETY: The caller's promise.
-    unsafe { compute(isa, c, target, a, b, 1.0, accumulate) };
+    // Columns in blocks, so that each block of `b` is read once from beyond the second-level cache.
+    for col in (0..b.n).step_by(TILE_MAX) {
+        let cols = TILE_MAX.min(b.n - col);
+        let target = Target { row: 0, col, rows: m, cols, stride, offset };
+        // SAFETY: The caller's promise.
+        unsafe { compute(isa, c, target, a, b, 1.0, accumulate) };
+    }
 }
 
 /// A part of the product, and where its element (0, 0) and its rows lie.
@@ -284,9 +293,11 @@ unsafe fn compute(
     for first in (0..b.k).step_by(depth) {
         let k = depth.min(b.k - first);
         let a = a.from(row, first);
-        let is_packed = a.col_stride != 1;
-        if is_packed {
+        let is_packed = a.col_stride != 1 || a.row_stride.is_multiple_of(ALIASING);
+        if a.col_stride != 1 {
             pack_groups(&mut groups, group, a, rows, k);
+        } else if is_packed {
+            pack_group_rows(&mut groups, group, a, rows, k);
         }
         let block = Block {
             a: if is_packed { groups.as_ptr() } else { a.data.as_ptr() },
@@ -307,6 +318,19 @@ unsafe fn compute(
         // were checked above; `strided` has checked the last element of `c`; that nothing else
         // reaches its elements is the caller's promise.
         unsafe { microkernel::multiply(isa, &block) };
+    }
+}
+
+/// Packs `a[m, k]`, whose rows are contiguous, in groups of rows `[k, group]`.
+fn pack_group_rows(groups: &mut Vec<f32>, group: usize, a: View<'_>, m: usize, k: usize) {
+    groups.resize(m.div_ceil(group) * group * k, 0.0);
+    for (i, target) in groups.chunks_exact_mut(group * k).enumerate() {
+        for r in 0..group.min(m - i * group) {
+            let source = &a.data[(i * group + r) * a.row_stride..][..k];
+            for (target, &x) in target.chunks_exact_mut(group).zip(source) {
+                target[r] = x;
+            }
+        }
     }
 }
 

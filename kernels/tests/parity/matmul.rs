@@ -46,6 +46,9 @@ fn products_match() {
         (257, 513, 40),
         (300, 20, 700),
         (130, 1040, 65),
+        // Rows a page apart, which are packed.
+        (50, 70, 1024),
+        (1024, 34, 30),
     ] {
         check(m, n, k);
     }
