@@ -23,6 +23,7 @@ pub mod tfidf;
 pub mod tokenize;
 pub mod tokenizer;
 pub mod train_tokenizer;
+pub mod tune_synthesizer;
 
 use engine::task::Registry;
 
@@ -40,6 +41,7 @@ pub fn registry() -> Registry {
         .with::<embed::Embed>()
         .with::<pair::Pair>()
         .with::<drop_near_dups::DropNearDups>()
+        .with::<tune_synthesizer::TuneSynthesizer>()
         .with::<synthesize::Synthesize>()
         .with::<drop_repeats::DropRepeats>()
         .with::<evaluate::Evaluate>()

@@ -21,6 +21,7 @@ use crate::lm::init::Init;
 use crate::lm::optimizer::{LearningRate, Shape};
 use crate::lm::trainer::{self, Observer, Recipe, Summary, Trainer};
 use crate::lm::{Weights, hf};
+pub(crate) use data::open_tokens;
 use data::{Packing, ScheduleSteps};
 use heldout::Heldout;
 
@@ -271,7 +272,7 @@ impl Task for Pretrain {
         let pool = Pool::new(ctx.n_threads());
         let heldout = match inputs.optional("heldout") {
             Some(dir) => {
-                let tokens = data::open_tokens(dir, "heldout", &tokenizer)?;
+                let tokens = open_tokens(dir, "heldout", &tokenizer)?;
                 Some(Heldout::new(&tokens, &config, params.heldout_tokens_max)?)
             }
             None => None,
