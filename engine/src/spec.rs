@@ -38,7 +38,7 @@ use crate::graph::Pipeline;
 use crate::task::Registry;
 
 /// Largest pipeline file.
-const FILE_BYTES_MAX: u64 = 256 << 20;
+const FILE_BYTES_MAX: u64 = 64 << 20;
 
 /// What was found in a pipeline file.
 #[derive(Clone)]

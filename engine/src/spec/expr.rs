@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::rc::Rc;
 
 use indexmap::IndexMap;
-use minijinja::value::Serde;
+use minijinja::value::{Serde, ValueKind};
 use minijinja::{Environment, ErrorKind, Expression, UndefinedBehavior, filters, functions, tests};
 use serde_json::Value;
 
@@ -238,7 +238,12 @@ impl<'env> Evaluator<'env> {
         let is_infinite = f64::try_from(value.clone()).is_ok_and(|value| !value.is_finite());
         let json = serde_json::to_value(&value).ok().filter(|_| !is_infinite);
         let too_long = value.as_str().is_some_and(|text| text.len() > RESULT_BYTES_MAX);
-        let Some(json) = json.filter(|_| !too_long && !value.is_undefined()) else {
+        // A function is a value of the language, but no value for a setting.
+        let is_data = !matches!(
+            value.kind(),
+            ValueKind::Undefined | ValueKind::Plain | ValueKind::Bytes | ValueKind::Invalid
+        );
+        let Some(json) = json.filter(|_| !too_long && is_data) else {
             let message = format!("`{}` gives no usable value", shorten(expression.trim()));
             sink.push(Mistake::new("spec::bad_expression", message).at(at, "evaluated here"));
             return None;

@@ -18,7 +18,7 @@ use super::scalar;
 const DEPTH_MAX: usize = 64;
 
 /// Values after every alias has been replaced by what it stands for.
-const VALUES_MAX: usize = 20_000_000;
+const VALUES_MAX: usize = 5_000_000;
 
 /// Values that aliases may add: pipelines share settings, not documents.
 const ALIASED_VALUES_MAX: usize = 1_000_000;

@@ -445,3 +445,48 @@ fn a_long_line_is_shown_around_the_mistake() {
     assert!(rendered.len() < 10_000, "{}", rendered.len());
     assert!(rendered.contains("no such task"), "{rendered}");
 }
+
+#[test]
+fn hostile_expressions_are_refused() {
+    let too_long = "1 + ".repeat(600);
+    let hostile = [
+        "(".repeat(1_900),
+        "[".repeat(1_900),
+        "-".repeat(1_900),
+        "not ".repeat(450),
+        "1 if ".repeat(350),
+        "a.".repeat(900),
+        too_long,
+        "range(999999999) | list".to_owned(),
+        "'a' * 99999999999".to_owned(),
+        "2 ** 999".to_owned(),
+        "1e308 * 10".to_owned(),
+        "range".to_owned(),
+    ];
+    for expression in hostile {
+        let text = format!(
+            "version: 1\nnodes:\n  r: {{task: read_corpus, params: {{sources: [], text_key: \"${{{{ {expression} }}}}\"}}}}\n"
+        );
+        assert!(read(&text, &[]).mistakes.has_errors(), "{expression}");
+    }
+}
+
+#[test]
+fn files_that_cannot_be_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |name: &str, bytes: &[u8]| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, bytes).unwrap();
+        path
+    };
+    let check = |path: &std::path::Path, code: &str, words: &str| {
+        let mistakes = crate::spec::load(path, &[], &super::registry()).err().unwrap();
+        let mistake = mistakes.iter().next().unwrap();
+        assert_eq!(mistake.code(), code);
+        assert!(mistake.message().contains(words), "{mistake}");
+    };
+    check(&dir.path().join("missing.yaml"), "spec::unreadable", "missing.yaml");
+    check(dir.path(), "spec::unreadable", "cannot read");
+    check(&write("latin.yaml", b"version: 1\nname: caf\xe9\n"), "spec::not_utf8", "line 2");
+    check(&write("line.yaml", &vec![b'x'; 10 << 20]), "spec::wrong_type", "a map");
+}
