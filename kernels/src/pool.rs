@@ -42,7 +42,7 @@ impl Pool {
         self.n_threads
     }
 
-    /// The instruction set that ops on this pool use. (Matrix products choose their own.)
+    /// The instruction set that ops on this pool use.
     pub fn isa(&self) -> Isa {
         self.isa
     }

@@ -30,3 +30,39 @@ fn steps_match() {
         );
     }
 }
+
+/// `tests/goldens/make_adamw.py` tells what the numbers are.
+#[test]
+fn a_hundred_steps_equal_torch() {
+    let golden: serde_json::Value =
+        serde_json::from_str(include_str!("../goldens/adamw.json")).unwrap();
+    let start: Vec<f32> = (0..24).map(|i| ((i * 67) % 129 - 64) as f32 / 32.0).collect();
+    on_each_path(
+        |pool| {
+            let [mut p, mut m, mut v] = [start.clone(), vec![0.0; 24], vec![0.0; 24]];
+            let mut snapshots = Vec::new();
+            for step in 1..=100_i32 {
+                let grad = |i: i32| {
+                    ((step * 37 + i * 101) % 257 - 128) as f32 / 64.0 * 0.5_f32.powi(i % 12)
+                };
+                let grads: Vec<f32> = (0..24).map(grad).collect();
+                adamw::step(pool, &mut p, &grads, &mut m, &mut v, SETTINGS, step as u64, 1.0);
+                if [1, 10, 100].contains(&step) {
+                    snapshots.push(p.clone());
+                }
+            }
+            snapshots
+        },
+        |snapshots| {
+            for (params, step) in snapshots.iter().zip(["1", "10", "100"]) {
+                let exact = golden["params"][step].as_array().unwrap();
+                for (&ours, theirs) in params.iter().zip(exact) {
+                    let theirs = theirs.as_f64().unwrap();
+                    // Relative 1e-5, with a floor for parameters that pass near 0.
+                    let limit = 1e-5 * theirs.abs().max(0.02);
+                    assert!((f64::from(ours) - theirs).abs() <= limit, "{step}: {ours} {theirs}");
+                }
+            }
+        },
+    );
+}
