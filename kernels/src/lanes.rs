@@ -8,19 +8,17 @@ use crate::isa::Arith;
 /// on every instruction set, so that the order of additions is.
 pub(crate) const N_LANES: usize = 16;
 
-/// `sum_i f(i)` over `0..n`, in lanes.
+/// `sum_i x[i]`, in lanes.
 #[inline(always)]
-pub(crate) fn sum_by(n: usize, f: impl Fn(usize) -> f32) -> f32 {
+pub(crate) fn sum(x: &[f32]) -> f32 {
     let mut lanes = [0.0_f32; N_LANES];
-    let n_whole = n / N_LANES * N_LANES;
-    let mut i = 0;
-    while i < n_whole {
-        for (j, lane) in lanes.iter_mut().enumerate() {
-            *lane += f(i + j);
+    let (whole, tail) = x.as_chunks::<N_LANES>();
+    for chunk in whole {
+        for j in 0..N_LANES {
+            lanes[j] += chunk[j];
         }
-        i += N_LANES;
     }
-    fold(lanes, (n_whole..n).fold(0.0, |sum, i| sum + f(i)))
+    fold(lanes, tail.iter().fold(0.0, |sum, x| sum + x))
 }
 
 /// `sum_i a[i] * b[i]`, in lanes.
@@ -37,6 +35,23 @@ pub(crate) fn dot<M: Arith>(a: &[f32], b: &[f32]) -> f32 {
     }
     let tail = a_tail.iter().zip(b_tail).fold(0.0, |sum, (&a, &b)| M::mul_add(a, b, sum));
     fold(lanes, tail)
+}
+
+/// `sum_i a[i] * b[i] * c[i]`, in lanes.
+#[inline(always)]
+pub(crate) fn dot3<M: Arith>(a: &[f32], b: &[f32], c: &[f32]) -> f32 {
+    assert!(a.len() == b.len() && a.len() == c.len(), "a product of three needs equal lengths");
+    let mut lanes = [0.0_f32; N_LANES];
+    let (a, a_tail) = a.as_chunks::<N_LANES>();
+    let (b, b_tail) = b.as_chunks::<N_LANES>();
+    let (c, c_tail) = c.as_chunks::<N_LANES>();
+    for ((a, b), c) in a.iter().zip(b).zip(c) {
+        for j in 0..N_LANES {
+            lanes[j] = M::mul_add(a[j] * b[j], c[j], lanes[j]);
+        }
+    }
+    let tail = a_tail.iter().zip(b_tail).zip(c_tail);
+    fold(lanes, tail.fold(0.0, |sum, ((&a, &b), &c)| M::mul_add(a * b, c, sum)))
 }
 
 /// The largest element; `-inf` of an empty slice. NaN elements are skipped.
@@ -148,7 +163,8 @@ mod tests {
         for n in [0_usize, 1, 15, 16, 17, 100] {
             let x: Vec<f32> = (0..n).map(|i| i as f32).collect();
             let sum = (n * n.saturating_sub(1) / 2) as f32;
-            assert_eq!(sum_by(n, |i| x[i]), sum);
+            assert_eq!(super::sum(&x), sum);
+            assert_eq!(dot3::<crate::isa::Split>(&x, &vec![2.0; n], &vec![0.5; n]), sum);
             assert_eq!(dot::<crate::isa::Split>(&x, &vec![2.0; n]), 2.0 * sum);
             assert_eq!(max(&x), x.last().copied().unwrap_or(f32::NEG_INFINITY));
         }

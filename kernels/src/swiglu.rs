@@ -56,7 +56,9 @@ fn check(gate_up_len: usize, n_hidden: usize, out_len: usize) {
 per_isa! {
     fn forward_rows<M>(gate_up: &[f32], n_hidden: usize, out: &mut [f32]) {
         for (out, row) in out.chunks_exact_mut(n_hidden).zip(gate_up.chunks_exact(2 * n_hidden)) {
+            // Lengths that the compiler can see are equal spare a check for each element.
             let (gate, up) = row.split_at(n_hidden);
+            let (up, out) = (&up[..n_hidden], &mut out[..n_hidden]);
             for i in 0..n_hidden {
                 out[i] = gate[i] * up[i] / (1.0 + exp::<M>(-gate[i]));
             }
@@ -73,6 +75,7 @@ per_isa! {
         {
             let (gate, up) = row.split_at(n_hidden);
             let (d_gate, d_up) = d_row.split_at_mut(n_hidden);
+            let (up, d_up, d_out) = (&up[..n_hidden], &mut d_up[..n_hidden], &d_out[..n_hidden]);
             for i in 0..n_hidden {
                 let sigmoid = 1.0 / (1.0 + exp::<M>(-gate[i]));
                 let silu = gate[i] * sigmoid;

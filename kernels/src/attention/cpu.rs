@@ -11,7 +11,7 @@ use super::Heads;
 use crate::Pool;
 use crate::disjoint::Disjoint;
 use crate::isa::{Isa, per_isa};
-use crate::lanes::{dot, exp, max, sum_by};
+use crate::lanes::{dot, exp, max, sum};
 use crate::matmul::{Accumulate, Packed, View, product, product_at};
 
 /// Keys in a tile, and queries in a tile of the backward pass.
@@ -172,7 +172,7 @@ per_isa! {
                 *x = exp::<M>(*x - new);
             }
             hidden.fill(0.0);
-            let total = sum_by(seen.len(), |j| seen[j]);
+            let total = sum(seen);
             if new > old {
                 let shrink = exp::<M>(old - new);
                 rows.total[i] = M::mul_add(rows.total[i], shrink, total);

@@ -6,7 +6,7 @@ use super::{IGNORE, Loss, LossSums};
 use crate::Pool;
 use crate::disjoint::Disjoint;
 use crate::isa::per_isa;
-use crate::lanes::{exp, max, sum_by};
+use crate::lanes::{exp, max, sum};
 use crate::matmul::{Accumulate, Packed, View, packed_tiled, product_at};
 
 /// Logits in a chunk, at most: 8 MB, so that a chunk stays in the last-level cache.
@@ -157,7 +157,7 @@ per_isa! {
             for x in row.iter_mut() {
                 *x = exp::<M>(*x - largest);
             }
-            let total = sum_by(v, |i| row[i]);
+            let total = sum(row);
             let lse = largest + total.ln();
             // Both differences are small; their sum keeps digits that `lse - logit` would lose.
             *stats = Row { nll: (largest - at_target) + total.ln(), lse };
@@ -183,7 +183,7 @@ per_isa! {
             for x in row.iter_mut() {
                 *x = exp::<M>(*x - largest);
             }
-            let log_total = sum_by(v, |i| row[i]).ln();
+            let log_total = sum(row).ln();
             *stats =
                 Row { nll: (largest - at_target) + log_total, lse: largest + log_total };
         }

@@ -23,6 +23,10 @@ const N_TILES: usize = 8;
 /// and drive each other out: such rows are packed.
 const ALIASING: usize = 1024;
 
+/// Columns at most this many elements apart are read where they are, for they fit the first-level
+/// cache.
+const NEAR: usize = 128;
+
 /// A read-only matrix inside a slice: element (r, c) is at `r * row_stride + c * col_stride`, and
 /// one of the strides is 1.
 #[derive(Clone, Copy)]
@@ -293,8 +297,10 @@ unsafe fn compute(
     for first in (0..b.k).step_by(depth) {
         let k = depth.min(b.k - first);
         let a = a.from(row, first);
-        let is_packed = a.col_stride != 1 || a.row_stride.is_multiple_of(ALIASING);
-        if a.col_stride != 1 {
+        let is_across = a.col_stride != 1;
+        let is_packed =
+            if is_across { a.col_stride > NEAR } else { a.row_stride.is_multiple_of(ALIASING) };
+        if is_packed && is_across {
             pack_groups(&mut groups, group, a, rows, k);
         } else if is_packed {
             pack_group_rows(&mut groups, group, a, rows, k);
@@ -302,7 +308,7 @@ unsafe fn compute(
         let block = Block {
             a: if is_packed { groups.as_ptr() } else { a.data.as_ptr() },
             a_row: if is_packed { 1 } else { a.row_stride },
-            a_depth: if is_packed { group } else { 1 },
+            a_depth: if is_packed { group } else { a.col_stride },
             a_group: group * if is_packed { k } else { a.row_stride },
             b: b.panels[col * b.k + first * panel_cols..].as_ptr(),
             b_panel: panel_cols * b.k,

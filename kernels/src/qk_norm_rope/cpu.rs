@@ -5,7 +5,7 @@ use super::QkNormRope;
 use crate::Pool;
 use crate::disjoint::Disjoint;
 use crate::isa::per_isa;
-use crate::lanes::{dot, sum_by};
+use crate::lanes::{dot, dot3};
 use crate::rms_norm::add;
 
 /// Tokens that one task computes. It fixes the order of sums in the gradients of the gains.
@@ -72,13 +72,16 @@ per_isa! {
         let head_dim = op.heads.head_dim;
         let half = head_dim / 2;
         let (cos, sin) = op.table.row(t - op.starts[t] as usize);
+        // Lengths that the compiler can see are equal spare a check for each element.
+        let (cos, sin) = (&cos[..half], &sin[..half]);
         for (h, rstd) in rstd.iter_mut().enumerate() {
             let gain = if h < op.heads.n_heads { op.q_gain } else { op.k_gain };
-            let x = &qkv[h * head_dim..(h + 1) * head_dim];
+            let (x, gain) = (&qkv[h * head_dim..][..head_dim], &gain[..head_dim]);
             *rstd = 1.0 / (dot::<M>(x, x) / head_dim as f32 + op.eps).sqrt();
             let (a, b) = x.split_at(half);
             let (a_gain, b_gain) = gain.split_at(half);
-            let (a_out, b_out) = out[h * head_dim..(h + 1) * head_dim].split_at_mut(half);
+            let (a_out, b_out) = out[h * head_dim..][..head_dim].split_at_mut(half);
+            let (b, b_gain, b_out) = (&b[..half], &b_gain[..half], &mut b_out[..half]);
             for i in 0..half {
                 let a = a[i] * *rstd * a_gain[i];
                 let b = b[i] * *rstd * b_gain[i];
@@ -103,6 +106,8 @@ per_isa! {
         let head_dim = op.heads.head_dim;
         let half = head_dim / 2;
         let (cos, sin) = op.table.row(t - op.starts[t] as usize);
+        // Lengths that the compiler can see are equal spare a check for each element.
+        let (cos, sin) = (&cos[..half], &sin[..half]);
         let (d_q_gain, d_k_gain) = d_gains.split_at_mut(head_dim);
         for (h, &rstd) in rstd.iter().enumerate() {
             let (gain, d_gain) = if h < op.heads.n_heads {
@@ -110,17 +115,18 @@ per_isa! {
             } else {
                 (op.k_gain, &mut *d_k_gain)
             };
-            let head = h * head_dim..(h + 1) * head_dim;
-            let (a, b) = d_out[head.clone()].split_at(half);
-            let x = &qkv[head.clone()];
-            let d_x = &mut d_qkv[head];
+            let (a, b) = d_out[h * head_dim..][..head_dim].split_at(half);
+            let (x, gain) = (&qkv[h * head_dim..][..head_dim], &gain[..head_dim]);
+            let d_x = &mut d_qkv[h * head_dim..][..head_dim];
+            let (b, d_gain) = (&b[..half], &mut d_gain[..head_dim]);
             // First `d_x` holds the gradient of the normalized head: the rotation turned back.
             let (d_a, d_b) = d_x.split_at_mut(half);
+            let d_b = &mut d_b[..half];
             for i in 0..half {
                 d_a[i] = M::mul_add(a[i], cos[i], b[i] * sin[i]);
                 d_b[i] = M::mul_add(b[i], cos[i], -(a[i] * sin[i]));
             }
-            let mean = sum_by(head_dim, |i| d_x[i] * gain[i] * x[i]) / head_dim as f32;
+            let mean = dot3::<M>(d_x, gain, x) / head_dim as f32;
             let pull = rstd * rstd * rstd * mean;
             for i in 0..head_dim {
                 d_gain[i] = M::mul_add(d_x[i], x[i] * rstd, d_gain[i]);

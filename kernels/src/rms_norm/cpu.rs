@@ -4,7 +4,7 @@
 use crate::Pool;
 use crate::disjoint::Disjoint;
 use crate::isa::per_isa;
-use crate::lanes::{dot, sum_by};
+use crate::lanes::{dot, dot3};
 
 /// Rows that one task computes. It fixes the order of sums in the gradient of the gain.
 const TILE_ROWS: usize = 64;
@@ -113,7 +113,7 @@ per_isa! {
             let d_y = &d_y[r * n_cols..(r + 1) * n_cols];
             let d_x = &mut d_x[r * n_cols..(r + 1) * n_cols];
             let d_gain = &mut d_gain[..n_cols];
-            let mean = sum_by(n_cols, |c| d_y[c] * gain[c] * x[c]) / n_cols as f32;
+            let mean = dot3::<M>(d_y, gain, x) / n_cols as f32;
             let pull = rstd * rstd * rstd * mean;
             for c in 0..n_cols {
                 d_x[c] += M::mul_add(rstd, d_y[c] * gain[c], -(x[c] * pull));
