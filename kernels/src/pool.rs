@@ -1,5 +1,7 @@
 //! A fixed set of worker threads for the parallel ops.
 
+use std::sync::{Mutex, PoisonError};
+
 use rayon::prelude::*;
 
 use crate::isa::Isa;
@@ -10,6 +12,8 @@ pub struct Pool {
     workers: Option<rayon::ThreadPool>,
     n_threads: usize,
     isa: Isa,
+    /// Buffers of finished ops, for later ones: fresh memory costs a page fault for each 4 KB.
+    spare: Mutex<Vec<Vec<f32>>>,
 }
 
 impl Pool {
@@ -34,7 +38,7 @@ impl Pool {
                 .build()
                 .expect("the system starts worker threads")
         });
-        Self { workers, n_threads, isa }
+        Self { workers, n_threads, isa, spare: Mutex::new(Vec::new()) }
     }
 
     /// Threads in the pool.
@@ -54,6 +58,26 @@ impl Pool {
             Some(workers) => workers.install(work),
             None => work(),
         }
+    }
+
+    /// A buffer of at least `len` elements of any value.
+    pub(crate) fn take_buffer(&self, len: usize) -> Vec<f32> {
+        let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
+        let fitting = spare.iter().position(|buffer| buffer.len() >= len);
+        let mut buffer = match fitting {
+            Some(i) => spare.swap_remove(i),
+            None => spare.pop().unwrap_or_default(),
+        };
+        drop(spare);
+        if buffer.len() < len {
+            buffer.resize(len, 0.0);
+        }
+        buffer
+    }
+
+    /// Keeps a buffer for a later op.
+    pub(crate) fn give_buffer(&self, buffer: Vec<f32>) {
+        self.spare.lock().unwrap_or_else(PoisonError::into_inner).push(buffer);
     }
 
     /// Runs `work(tile)` for every tile in `0..n_tiles`, in any order.

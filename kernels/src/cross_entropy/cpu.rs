@@ -61,6 +61,7 @@ pub(super) fn linear(
         });
         let x = Packed::in_parallel(pool, View::rows(&x[first * d..], d), n_rows, d);
         packed_tiled(pool, d_w, View::columns(logits, stride), &x, v, Accumulate::Add);
+        x.give_back(pool);
         for (row, &target) in stats.iter().zip(targets) {
             if target != IGNORE {
                 sums.nll += f64::from(row.nll);
@@ -69,6 +70,8 @@ pub(super) fn linear(
             }
         }
     }
+    w_columns.give_back(pool);
+    w_rows.give_back(pool);
     sums
 }
 
@@ -94,6 +97,7 @@ pub(super) fn linear_forward(
             *nll = row.nll;
         }
     }
+    w_columns.give_back(pool);
 }
 
 /// Computes the logits of a tile whose first row of `x` is given.

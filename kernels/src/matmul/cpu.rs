@@ -4,6 +4,8 @@
 //! The right operand is packed once into panels as wide as a register tile. Rows of the left one
 //! are read where they are; columns (`tn`) are packed by the tile, a block of the depth at a time.
 
+use std::cell::RefCell;
+
 use super::Accumulate;
 use super::microkernel::{self, Block};
 use crate::Pool;
@@ -26,6 +28,11 @@ const ALIASING: usize = 1024;
 /// Columns at most this many elements apart are read where they are, for they fit the first-level
 /// cache.
 const NEAR: usize = 128;
+
+thread_local! {
+    /// Packed rows of the left operand; kept, since fresh memory costs a page fault for each 4 KB.
+    static GROUPS: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+}
 
 /// A read-only matrix inside a slice: element (r, c) is at `r * row_stride + c * col_stride`, and
 /// one of the strides is 1.
@@ -75,8 +82,8 @@ impl Packed {
         /// Rows that one task packs.
         const ROWS: usize = 64;
         let cols = microkernel::panel_cols(pool.isa());
-        let mut packed = Self::new();
-        packed.resize(pool.isa(), k, n);
+        let len = n.div_ceil(cols) * cols * k;
+        let mut packed = Self { panels: pool.take_buffer(len), k, n };
         if k == 0 || n == 0 {
             return packed;
         }
@@ -105,8 +112,10 @@ impl Packed {
     /// Packs `b[k, n]` on the calling thread, and reuses the memory.
     pub(crate) fn fill(&mut self, isa: Isa, b: View<'_>, k: usize, n: usize) {
         let cols = microkernel::panel_cols(isa);
-        self.resize(isa, k, n);
-        for (i, panel) in self.panels.chunks_exact_mut((cols * k).max(1)).enumerate() {
+        let len = n.div_ceil(cols) * cols * k;
+        grow(&mut self.panels, len);
+        (self.k, self.n) = (k, n);
+        for (i, panel) in self.panels[..len].chunks_exact_mut((cols * k).max(1)).enumerate() {
             let (b, n) = (b.from(0, i * cols), cols.min(n - i * cols));
             if b.col_stride == 1 {
                 pack_rows(panel, cols, b, n);
@@ -116,10 +125,9 @@ impl Packed {
         }
     }
 
-    fn resize(&mut self, isa: Isa, k: usize, n: usize) {
-        let cols = microkernel::panel_cols(isa);
-        self.panels.resize(n.div_ceil(cols) * cols * k, 0.0);
-        (self.k, self.n) = (k, n);
+    /// Leaves the memory to later ops.
+    pub(crate) fn give_back(self, pool: &Pool) {
+        pool.give_buffer(self.panels);
     }
 }
 
@@ -171,6 +179,7 @@ pub(super) fn tiled(
     assert_eq!(c.len(), m * n, "`c` is [m, n]");
     let b = Packed::in_parallel(pool, b, k, n);
     packed_tiled(pool, c, a, &b, m, accumulate);
+    b.give_back(pool);
 }
 
 /// As [`tiled`], with `b` packed before.
@@ -290,10 +299,10 @@ unsafe fn compute(
     let panel_cols = microkernel::panel_cols(isa);
     let group = microkernel::tile_rows(isa);
     assert!(col.is_multiple_of(panel_cols), "tiles start at a panel");
-    assert!(b.panels.len() == b.n.div_ceil(panel_cols) * panel_cols * b.k, "panels are whole");
+    assert!(b.panels.len() >= b.n.div_ceil(panel_cols) * panel_cols * b.k, "panels are whole");
     assert!(a.from(row, 0).holds(rows, b.k), "the operand holds its last element");
     let depth = b.k.div_ceil(b.k.div_ceil(DEPTH));
-    let mut groups = Vec::new();
+    let mut groups = GROUPS.take();
     for first in (0..b.k).step_by(depth) {
         let k = depth.min(b.k - first);
         let a = a.from(row, first);
@@ -325,12 +334,20 @@ unsafe fn compute(
         // reaches its elements is the caller's promise.
         unsafe { microkernel::multiply(isa, &block) };
     }
+    GROUPS.set(groups);
+}
+
+fn grow(buffer: &mut Vec<f32>, len: usize) {
+    if buffer.len() < len {
+        buffer.resize(len, 0.0);
+    }
 }
 
 /// Packs `a[m, k]`, whose rows are contiguous, in groups of rows `[k, group]`.
 fn pack_group_rows(groups: &mut Vec<f32>, group: usize, a: View<'_>, m: usize, k: usize) {
-    groups.resize(m.div_ceil(group) * group * k, 0.0);
-    for (i, target) in groups.chunks_exact_mut(group * k).enumerate() {
+    grow(groups, m.div_ceil(group) * group * k);
+    let n_groups = m.div_ceil(group);
+    for (i, target) in groups.chunks_exact_mut(group * k).take(n_groups).enumerate() {
         for r in 0..group.min(m - i * group) {
             let source = &a.data[(i * group + r) * a.row_stride..][..k];
             for (target, &x) in target.chunks_exact_mut(group).zip(source) {
@@ -345,7 +362,7 @@ fn pack_groups(groups: &mut Vec<f32>, group: usize, a: View<'_>, m: usize, k: us
     /// Columns packed at once: few enough that their lines stay in the first-level cache though
     /// the stride may be a power of two, many enough to write in runs.
     const COLS: usize = 8;
-    groups.resize(m.div_ceil(group) * group * k, 0.0);
+    grow(groups, m.div_ceil(group) * group * k);
     for first in (0..k).step_by(COLS) {
         let cols = COLS.min(k - first);
         for (i, row) in (0..m).step_by(group).enumerate() {
