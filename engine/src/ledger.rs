@@ -20,8 +20,11 @@ use std::path::{Path, PathBuf};
 use tokio::sync::Mutex;
 
 use crate::clock::Clock;
+#[cfg(not(test))]
 use database::Database;
 
+#[cfg(test)]
+pub(crate) use database::Database;
 pub(crate) use database::Location;
 pub(crate) use lookup::{KeyState, KeyStatus};
 pub(crate) use owner::Owner;

@@ -16,6 +16,8 @@
 
 mod resource;
 mod retry;
+#[cfg(test)]
+mod tests;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};

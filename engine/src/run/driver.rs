@@ -325,7 +325,9 @@ impl<'a> Driver<'a> {
 
     fn take_result(&mut self, node: usize, mut result: NodeResult) {
         let key = result.key;
-        if let Some(of) = self.by_key.get(&key).copied().filter(|of| *of != node) {
+        let twin = self.by_key.get(&key).copied();
+        let twin = twin.filter(|of| *of != node && self.finished[*of].is_none());
+        if let (Some(of), false) = (twin, matches!(result.verdict, Verdict::Cached(_))) {
             self.results[node] = Some(result);
             self.step(Event::Twin { node, of });
             return;

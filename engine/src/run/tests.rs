@@ -108,9 +108,21 @@ fn journal(path: &Path) -> Vec<String> {
 }
 
 /// A folder with a store, and a pipeline of scripted nodes in the making.
+///
+/// With a server's URL in `SBP_TEST_POSTGRES` each bench keeps its ledger there, in a schema of
+/// its own; otherwise in a `SQLite` file.
 struct Bench {
     dir: tempfile::TempDir,
     pipeline: Pipeline,
+}
+
+async fn fresh_schema(url: &str, dir: &Path) -> String {
+    let name = format!("sbp_{}", Digest::of(dir.as_os_str().as_encoded_bytes()).short());
+    let location = crate::ledger::Location::parse(url);
+    let mut database = crate::ledger::Database::connect(&location).await.unwrap();
+    let create: &'static str = format!("CREATE SCHEMA IF NOT EXISTS {name}").leak();
+    database.script(create).await.unwrap();
+    format!("{url}?options=-csearch_path%3D{name}")
 }
 
 impl Bench {
@@ -181,8 +193,21 @@ impl Bench {
         self.dir.path().join(".sbp")
     }
 
+    fn location(&self) -> crate::ledger::Location {
+        match fs::read_to_string(self.dir.path().join("url")) {
+            Ok(url) => crate::ledger::Location::parse(&url),
+            Err(_) => crate::ledger::Location::Sqlite(self.store_dir().join("ledger.db")),
+        }
+    }
+
     async fn engine(&self) -> Engine {
-        Engine::open(Settings::new(self.store_dir())).await.unwrap()
+        let mut settings = Settings::new(self.store_dir());
+        if let Ok(url) = std::env::var("SBP_TEST_POSTGRES") {
+            let url = fresh_schema(&url, self.dir.path()).await;
+            fs::write(self.dir.path().join("url"), &url).unwrap();
+            settings.ledger = Some(url);
+        }
+        Engine::open(settings).await.unwrap()
     }
 
     async fn run(&self) -> RunSummary {
@@ -313,3 +338,5 @@ async fn a_changed_param_reruns_exactly_what_depends_on_it() {
     let nodes = vec!["b".to_owned()];
     assert_eq!(changes, [Change::Input { port: "in".to_owned(), nodes }]);
 }
+
+mod trouble;
