@@ -6,7 +6,7 @@
 use std::time::Instant;
 
 use kernels::Pool;
-use kernels::bench::{Sizes, peak_gflops, training_ops};
+use kernels::bench::{PEAK_SIZE, Sizes, peak_gflops, training_ops};
 
 fn main() {
     let mut arguments = std::env::args().skip(1).map(|x| x.parse().expect("a whole number"));
@@ -16,7 +16,7 @@ fn main() {
     let peak = peak_gflops(&pool, n_runs);
     let yardstick = gemm_crate_gflops(&pool, n_runs);
     println!(
-        "{n_threads} threads, {}; 1024^3 product {peak:.0} GFLOP/s, `gemm` crate {yardstick:.0}",
+        "{n_threads} threads, {}; {PEAK_SIZE}^3 product {peak:.0} GFLOP/s, `gemm` crate {yardstick:.0}",
         pool.isa().name()
     );
     println!("{:<30} {:>9} {:>9} {:>7} {:>8}", "op", "ms", "GFLOP/s", "of peak", "GB/s");
@@ -45,7 +45,7 @@ fn main() {
 
 /// GFLOP/s of the same product by the `gemm` crate, in tiles of 128 rows on the threads of `pool`.
 fn gemm_crate_gflops(pool: &Pool, n_runs: usize) -> f64 {
-    const SIZE: usize = 1024;
+    const SIZE: usize = PEAK_SIZE;
     let (a, b) = (vec![0.5_f32; SIZE * SIZE], vec![0.25_f32; SIZE * SIZE]);
     let mut c = vec![0.0_f32; SIZE * SIZE];
     let mut fastest = f64::INFINITY;
@@ -54,7 +54,7 @@ fn gemm_crate_gflops(pool: &Pool, n_runs: usize) -> f64 {
         pool.for_chunks(&mut c, 128 * SIZE, |tile, c| {
             let (m, row) = (c.len() / SIZE, SIZE as isize);
             let a = a[tile * 128 * SIZE..].as_ptr();
-            // SAFETY: The three matrices are contiguous and hold `m`, 1024 and `m` whole rows.
+            // SAFETY: The three matrices are contiguous and hold `m`, `SIZE` and `m` whole rows.
             unsafe {
                 gemm::gemm(
                     m,
