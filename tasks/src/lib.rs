@@ -1,7 +1,9 @@
 //! The task kinds of synthetic bootstrapped pretraining.
 
+pub mod clean;
 pub mod corpus;
 pub mod decode;
+pub mod dedup;
 pub mod drop_near_dups;
 pub mod drop_repeats;
 pub mod embed;
@@ -32,6 +34,8 @@ pub fn registry() -> Registry {
     Registry::default()
         .with::<read_corpus::ReadCorpus>()
         .with::<generate_corpus::GenerateCorpus>()
+        .with::<clean::Clean>()
+        .with::<dedup::Dedup>()
         .with::<train_tokenizer::TrainTokenizer>()
         .with::<split::Split>()
         .with::<tokenize::Tokenize>()
