@@ -1,6 +1,7 @@
 //! The task kinds of synthetic bootstrapped pretraining.
 
 pub mod clean;
+pub mod compare;
 pub mod corpus;
 pub mod decode;
 pub mod dedup;
@@ -11,8 +12,10 @@ pub mod evaluate;
 #[cfg(test)]
 mod fixture;
 pub mod format;
+pub mod gate;
 pub mod generate_corpus;
 pub mod lm;
+pub mod measure_quality;
 pub mod mix;
 pub mod pair;
 pub mod pretrain;
@@ -20,6 +23,7 @@ pub mod read_corpus;
 pub mod sample;
 pub mod shingle;
 pub mod split;
+pub mod stats;
 pub mod synthesize;
 pub mod tfidf;
 pub mod tokenize;
@@ -46,7 +50,10 @@ pub fn registry() -> Registry {
         .with::<pair::Pair>()
         .with::<drop_near_dups::DropNearDups>()
         .with::<tune_synthesizer::TuneSynthesizer>()
+        .with::<measure_quality::MeasureQuality>()
+        .with::<gate::Gate>()
         .with::<synthesize::Synthesize>()
         .with::<drop_repeats::DropRepeats>()
         .with::<evaluate::Evaluate>()
+        .with::<compare::Compare>()
 }
