@@ -20,6 +20,7 @@ pub mod mix;
 pub mod pair;
 pub mod pretrain;
 pub mod read_corpus;
+pub mod report;
 pub mod sample;
 pub mod shingle;
 pub mod split;
@@ -56,4 +57,5 @@ pub fn registry() -> Registry {
         .with::<drop_repeats::DropRepeats>()
         .with::<evaluate::Evaluate>()
         .with::<compare::Compare>()
+        .with::<report::Report>()
 }

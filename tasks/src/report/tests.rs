@@ -1,0 +1,159 @@
+//! The page is whole, safe and says what the numbers say.
+
+use std::fmt::Write as _;
+use std::path::PathBuf;
+
+use engine::task::testbed::Bench;
+use serde_json::{Map, Value, json};
+
+use super::*;
+use crate::compare::{Compare, tests as compared};
+use crate::fixture;
+use crate::format::pairs::{Documents, Pair};
+use crate::measure_quality::MeasureQuality;
+
+const ARMS: [(&str, f64); 5] = [
+    ("base", 0.0),
+    ("sbp", -0.1),
+    ("random_pairs", -0.04),
+    ("unconditional", 0.02),
+    ("oracle", -0.2),
+];
+
+fn write_curve(dir: &Path, offset: f64, arm: usize) {
+    std::fs::create_dir_all(dir).unwrap();
+    let mut csv = "step,tokens,lr,loss,heldout_loss\n".to_owned();
+    for i in 1..=20_u32 {
+        let x = f64::from(i) / 20.0;
+        let up = if arm == 0 { 0.5 * (x - 0.5).max(0.0) } else { offset * x + 0.08 * (1.0 - x) };
+        let heldout = 3.0 + 2.0 * (-4.0 * x).exp() + up;
+        writeln!(csv, "{i},{},0.001,{},{heldout}", i * 60_000, heldout - 0.2).unwrap();
+    }
+    std::fs::write(dir.join("curve.csv"), csv).unwrap();
+}
+
+/// A full set of inputs of made-up data.
+fn bench(dir: &Path) -> Bench {
+    let arms = compared::bench(dir, &ARMS);
+    arms.run::<Compare>(&json!({})).unwrap();
+    let tokenizer = fixture::tokenizer(dir);
+    let real: Vec<String> = (0..60).map(|i| fixture::words(i, 60)).collect();
+    let tokens = fixture::tokens(dir, &real, &tokenizer);
+    let corpus = dir.join("synthetic");
+    let texts: Vec<String> = (0..30)
+        .map(|i| format!("<script>alert({i})</script> & {}", fixture::words(i, 40)))
+        .collect();
+    fixture::corpus(&corpus, &texts, |i| {
+        Map::from_iter([("seed_id".to_owned(), Value::from(format!("{:016x}", i + 1)))])
+    });
+    let quality = Bench::new(&dir.join("quality"))
+        .input("synthetic", &corpus)
+        .input("real", &tokens)
+        .input("tokenizer", &tokenizer);
+    quality.run::<MeasureQuality>(&json!({})).unwrap();
+    let found = dir.join("pairs");
+    std::fs::create_dir_all(&found).unwrap();
+    let documents = Documents::of_tokens(&Tokens::open(&tokens).unwrap());
+    let pairs = (0..59_u32)
+        .flat_map(|i| (1..=i % 3 + 1).map(move |d| (i, (i + d) % 60)))
+        .map(|(seed, target)| Pair {
+            seed,
+            target,
+            score: 0.3 + 0.6 * (f64::from(seed * 7 % 40) / 40.0).sqrt() as f32,
+        })
+        .collect();
+    pairs::write(&found, documents, pairs, "nearest").unwrap();
+    let mut bench = Bench::new(&dir.join("report"))
+        .input("comparison", &arms.out("comparison"))
+        .input("quality", &quality.out("quality"))
+        .input("pairs", &found)
+        .input("synthetic", &corpus)
+        .input("real", &tokens)
+        .input("tokenizer", &tokenizer);
+    for (i, (name, offset)) in ARMS.iter().enumerate() {
+        let curve: PathBuf = dir.join(format!("curve_{i}"));
+        write_curve(&curve, *offset, i);
+        bench = bench.input("curves", &curve);
+        let inputs = bench.inputs.get_mut("curves").unwrap();
+        inputs.last_mut().unwrap().node = format!("joint[arm={name}]");
+    }
+    bench
+}
+
+#[test]
+fn the_page_is_whole_and_loads_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let bench = bench(dir.path());
+    bench.run::<Report>(&json!({ "title": "A <study>" })).unwrap();
+    let out = bench.out("report");
+    let html = std::fs::read_to_string(out.join("report.html")).unwrap();
+    for expected in [
+        "<h1>A &lt;study&gt;</h1>",
+        "<h2>Arms",
+        "<h2>Training",
+        "<h2>Pairs",
+        "<h2>Synthetic text",
+        "<h2>Samples",
+        "<h2>Provenance",
+    ] {
+        assert!(html.contains(expected), "{expected}");
+    }
+    for forbidden in ["<script", "src=", "href=", "url(", "@import", "NaN"] {
+        assert!(!html.contains(forbidden), "{forbidden}");
+    }
+    assert!(html.contains("&lt;script&gt;alert("));
+    for tag in ["div", "table", "tr", "td", "figure", "svg", "small", "pre", "main"] {
+        let opened =
+            html.matches(&format!("<{tag}>")).count() + html.matches(&format!("<{tag} ")).count();
+        assert_eq!(opened, html.matches(&format!("</{tag}>")).count(), "{tag}");
+    }
+    for file in ["arms.svg", "curves.svg", "pairs.svg", "curves.csv"] {
+        assert!(std::fs::metadata(out.join(file)).unwrap().len() > 100, "{file}");
+    }
+    if let Some(copy) = std::env::var_os("SBP_REPORT_COPY") {
+        std::fs::copy(out.join("report.html"), copy).unwrap();
+    }
+}
+
+#[test]
+fn the_verdict_follows_the_numbers() {
+    let verdict = |arms: &[(&str, f64)]| {
+        let dir = tempfile::tempdir().unwrap();
+        let bench = compared::bench(dir.path(), arms);
+        bench.run::<Compare>(&json!({})).unwrap();
+        page::verdict(&Comparison::read(&bench.out("comparison")).unwrap())
+    };
+    let clear = verdict(&ARMS);
+    for expected in [
+        "sbp has a loss 0.",
+        "lower than base",
+        "best control, it has a loss",
+        "than random_pairs",
+        "% (",
+        "oracle's gain.",
+    ] {
+        assert!(clear.contains(expected), "{expected}: {clear}");
+    }
+    let nothing = verdict(&[("base", 0.0), ("sbp", 0.0), ("oracle", 0.1)]);
+    assert!(nothing.contains("sbp cannot be told from base"), "{nothing}");
+    assert!(nothing.contains("the oracle does not beat the baseline"), "{nothing}");
+    let worse = verdict(&[("base", 0.0), ("sbp", 0.1)]);
+    assert!(worse.contains("higher than base"), "{worse}");
+}
+
+#[test]
+fn crossing_is_interpolated() {
+    let curve = |losses: [f64; 4]| Curve {
+        arm: String::new(),
+        points: losses
+            .iter()
+            .enumerate()
+            .map(|(i, loss)| (10.0 * i as f64, 0.0, Some(*loss)))
+            .collect(),
+    };
+    let baseline = curve([4.0, 3.0, 2.0, 2.0]);
+    let (tokens, loss) = crossing(&baseline, &curve([5.0, 3.5, 1.5, 1.0])).unwrap();
+    assert!((tokens - 15.0).abs() < 1e-9 && (loss - 2.5).abs() < 1e-9);
+    assert!(crossing(&baseline, &curve([5.0, 3.5, 1.5, 2.5])).is_none());
+    assert!(crossing(&baseline, &curve([3.0, 2.0, 1.0, 1.0])).is_none());
+}
