@@ -56,7 +56,9 @@ fn planted_rates_are_recovered() {
     bench.run::<MeasureQuality>(&json!({})).unwrap();
     let quality = Quality::read(&bench.out("quality")).unwrap();
     assert_eq!((quality.pair_copying.k, quality.pair_copying.n), (10, 100));
-    assert_eq!((quality.repetition.k, quality.repetition_real.k), (5, 0));
+    // A real document that repeats itself, if there is one among the first ten, is copied with it.
+    assert!(quality.repetition_real.k <= 1, "{:?}", quality.repetition_real);
+    assert_eq!(quality.repetition.k - quality.repetition_real.k, 5);
     assert_eq!((quality.duplicate.k, quality.duplicate.n), (5, 100));
     assert_eq!(quality.regurgitation.k, 10);
     assert!(quality.relevance.rate > 0.85, "{:?}", quality.relevance);
