@@ -66,7 +66,8 @@ pub(super) fn short(x: f64) -> String {
         a if a >= 1e4 => (x / 1e3, "K"),
         _ => (x, ""),
     };
-    let text = format!("{scaled:.3}");
+    let decimals = if unit.is_empty() || scaled.abs() < 10.0 { 3 } else { 1 };
+    let text = format!("{scaled:.decimals$}");
     let text = text.trim_end_matches('0').trim_end_matches('.');
     let text = if text == "-0" { "0" } else { text };
     format!("{}{unit}", text.replace('-', "\u{2212}"))
