@@ -17,6 +17,7 @@
 
 mod manifest;
 mod publish;
+mod verify;
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};

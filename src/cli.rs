@@ -1,0 +1,184 @@
+//! The command line as types. No logic.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::exit;
+
+/// Runs pipelines of content-addressed tasks; its tasks are the whole of Synthetic Bootstrapped
+/// Pretraining.
+#[derive(Debug, Parser)]
+#[command(name = "sbp", version, max_term_width = 100, after_help = exit::HELP)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Flags that every command takes.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Global options")]
+pub(crate) struct Global {
+    /// Print data as JSON
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    /// Print only data, warnings and errors
+    #[arg(long, short, global = true)]
+    pub(crate) quiet: bool,
+    /// Folder of the store, the checkpoints and the default ledger
+    #[arg(long, global = true, env = "SBP_DIR", default_value = ".sbp", value_name = "DIR")]
+    pub(crate) dir: PathBuf,
+    /// Ledger to use instead of the SQLite file in the folder
+    #[arg(long, global = true, env = "SBP_LEDGER", value_name = "URL", hide_env_values = true)]
+    pub(crate) ledger: Option<String>,
+    /// When to use colour; `auto` also obeys `NO_COLOR`
+    #[arg(long, global = true, default_value = "auto", value_name = "WHEN")]
+    pub(crate) color: ColorChoice,
+}
+
+/// When to use colour.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ColorChoice {
+    /// On a terminal, unless `NO_COLOR` is set.
+    Auto,
+    /// Always.
+    Always,
+    /// Never.
+    Never,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run a pipeline: what is cached stays, what is missing runs
+    Run(RunArgs),
+    /// Show which nodes are cached, which would run, and why
+    Plan(PipelineArgs),
+    /// List recent runs, or the nodes of one run
+    Status(StatusArgs),
+    /// Show one node of a run: its key, params, inputs, outputs, attempts and figures
+    Show(NodeArgs),
+    /// Say why a node ran, or why it did not
+    Why(NodeArgs),
+    /// Print what a node logged
+    Logs(LogsArgs),
+    /// List the task kinds, or document one of them
+    Tasks(TasksArgs),
+    /// Print the JSON schema of pipeline files, for editors
+    Schema,
+    /// Print the reference of pipeline files in Markdown
+    Reference,
+    /// Check every artifact in the store against its digest
+    Verify,
+    /// Check that this machine and folder can run pipelines
+    Doctor,
+    /// Print a completion script
+    Completions {
+        /// The shell to complete for
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Which pipeline, and what of it.
+#[derive(Args, Debug)]
+pub(crate) struct PipelineArgs {
+    /// The pipeline's YAML file
+    pub(crate) pipeline: PathBuf,
+    /// Give a pipeline param another value
+    #[arg(long, value_name = "NAME=VALUE", value_parser = setting)]
+    pub(crate) set: Vec<(String, String)>,
+    /// Only this node and what it needs; may be given again
+    #[arg(long, value_name = "NODE")]
+    pub(crate) to: Vec<String>,
+}
+
+/// `sbp run`.
+#[derive(Args, Debug)]
+pub(crate) struct RunArgs {
+    #[command(flatten)]
+    pub(crate) pipeline: PipelineArgs,
+    /// After a failure, still run the nodes that do not need the failed one
+    #[arg(long, overrides_with = "fail_fast")]
+    pub(crate) keep_going: bool,
+    /// After a failure, start nothing more (the default)
+    #[arg(long, overrides_with = "keep_going")]
+    pub(crate) fail_fast: bool,
+    /// Threads to share among the running nodes; every one that the machine has when not given
+    #[arg(long, visible_alias = "jobs", short = 'j', value_name = "N", env = "SBP_CPU")]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) cpu: Option<u32>,
+}
+
+/// `sbp status`.
+#[derive(Args, Debug)]
+pub(crate) struct StatusArgs {
+    /// The run to show in full: its id, how that begins, or `last`
+    pub(crate) run: Option<String>,
+}
+
+/// A node of a run.
+#[derive(Args, Debug)]
+pub(crate) struct NodeArgs {
+    /// The node, with its matrix values: `pretrain[arm=sbp]`
+    pub(crate) node: String,
+    /// The run to look at: its id, or how that begins
+    #[arg(long, value_name = "RUN", default_value = "last")]
+    pub(crate) run: String,
+}
+
+/// `sbp logs`.
+#[derive(Args, Debug)]
+pub(crate) struct LogsArgs {
+    /// The node, or an entry of the pipeline with all of its matrix
+    pub(crate) node: String,
+    /// The run to look at: its id, or how that begins
+    #[arg(long, value_name = "RUN", default_value = "last")]
+    pub(crate) run: String,
+    /// How many lines, the last ones
+    #[arg(long, short = 'n', value_name = "N", default_value = "1000")]
+    pub(crate) lines: usize,
+}
+
+/// `sbp tasks`.
+#[derive(Args, Debug)]
+pub(crate) struct TasksArgs {
+    #[command(subcommand)]
+    pub(crate) command: Option<TasksCommand>,
+}
+
+/// What to tell of tasks.
+#[derive(Debug, Subcommand)]
+pub(crate) enum TasksCommand {
+    /// Print ports and params of one task kind
+    Show {
+        /// The kind, as in `task:`
+        kind: String,
+    },
+}
+
+fn setting(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+        _ => Err("expected NAME=VALUE".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn settings_split_at_the_first_equals_sign() {
+        assert_eq!(setting("query=a=b"), Ok(("query".to_owned(), "a=b".to_owned())));
+        assert!(setting("=b").is_err() && setting("b").is_err());
+    }
+}

@@ -1,0 +1,79 @@
+//! One module for each subcommand.
+
+mod completions;
+mod doctor;
+mod logs;
+mod plan;
+mod run;
+mod schema;
+mod show;
+mod status;
+mod tasks;
+mod verify;
+mod why;
+
+use std::time::Duration;
+
+use engine::Engine;
+use engine::graph::Pipeline;
+use engine::spec::{self, Checked};
+
+use crate::cli::{Cli, Command, PipelineArgs};
+use crate::error::{Error, Result};
+use crate::exit::ExitStatus;
+use crate::human;
+use crate::printer::Printer;
+use crate::settings::Place;
+
+/// Does what the command line asks.
+pub(crate) fn run(cli: Cli, printer: Printer) -> Result<ExitStatus> {
+    let place = Place::new(&cli.global);
+    match cli.command {
+        Command::Tasks(args) => tasks::run(args, printer),
+        Command::Schema => schema::run(printer),
+        Command::Reference => schema::reference(printer),
+        Command::Completions { shell } => completions::run(shell, printer),
+        Command::Run(args) => wait(run::run(args, place, printer)),
+        Command::Plan(args) => wait(plan::run(args, place, printer)),
+        Command::Status(args) => wait(status::run(args, place, printer)),
+        Command::Show(args) => wait(show::run(args, place, printer)),
+        Command::Why(args) => wait(why::run(args, place, printer)),
+        Command::Logs(args) => wait(logs::run(args, place, printer)),
+        Command::Verify => wait(verify::run(place, printer)),
+        Command::Doctor => wait(doctor::run(place, printer)),
+    }
+}
+
+/// Runs a command's future. One thread is enough for the engine's loop; tasks have their own.
+fn wait(command: impl Future<Output = Result<ExitStatus>>) -> Result<ExitStatus> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let status = runtime.block_on(command);
+    // An abandoned attempt must not hold up the exit: its node is resumable.
+    runtime.shutdown_background();
+    status
+}
+
+/// Reads the pipeline; warnings go to stderr.
+fn load(args: &PipelineArgs, printer: Printer) -> Result<Pipeline> {
+    let Checked { pipeline, mistakes } =
+        spec::check_file(&args.pipeline, &args.set, &::tasks::registry());
+    match pipeline {
+        Some(pipeline) => {
+            for warning in mistakes {
+                printer.warn(format!("{:?}", miette::Report::new(warning)));
+            }
+            Ok(pipeline)
+        }
+        None => Err(Error::pipeline(mistakes)),
+    }
+}
+
+async fn open(place: Place) -> Result<Engine> {
+    let settings = engine::Settings { ledger: place.ledger, ..engine::Settings::new(place.dir) };
+    Ok(Engine::open(settings).await?)
+}
+
+/// A time span in microseconds, for people.
+fn took(us: i64) -> String {
+    human::span(Duration::from_micros(u64::try_from(us).unwrap_or(0)))
+}

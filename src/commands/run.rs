@@ -1,0 +1,147 @@
+//! `sbp run`: runs what is missing.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use engine::run::{Options, RunState, RunSummary, Stop};
+use engine::task::FailureKind;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::cli::RunArgs;
+use crate::commands::{load, open};
+use crate::error::Result;
+use crate::exit::ExitStatus;
+use crate::human;
+use crate::printer::{Printer, state_style};
+use crate::progress::Progress;
+use crate::results;
+use crate::settings::{self, Place};
+
+pub(crate) async fn run(args: RunArgs, place: Place, printer: Printer) -> Result<ExitStatus> {
+    let pipeline = load(&args.pipeline, printer)?;
+    let engine = open(place).await?;
+    let progress = Arc::new(Progress::new(printer, &pipeline));
+    let options = Options {
+        targets: settings::targets(&args.pipeline),
+        keep_going: args.keep_going,
+        n_cpu: settings::n_threads(args.cpu),
+        observer: Arc::<Progress>::clone(&progress),
+        ..Options::default()
+    };
+    let stop = Stop::default();
+    let ticker = Ticker::start(Arc::clone(&progress));
+    let ended = until_stopped(Box::pin(engine.run(&pipeline, options, &stop)), &stop).await;
+    drop(ticker);
+    progress.clear();
+    let Some(summary) = ended? else { return Ok(ExitStatus::Interrupted) };
+
+    tell(&summary, progress.elapsed(), printer);
+    if printer.is_json() {
+        printer.json(&summary)?;
+    } else {
+        results::print(&pipeline, &summary, printer)?;
+    }
+    Ok(status(summary.state))
+}
+
+fn status(state: RunState) -> ExitStatus {
+    match state {
+        RunState::Done => ExitStatus::Done,
+        RunState::Parked => ExitStatus::Parked,
+        RunState::Cancelled | RunState::Abandoned | RunState::Running => ExitStatus::Interrupted,
+        RunState::Failed => ExitStatus::NodeFailed,
+    }
+}
+
+/// Says how the run ended, and for each failure what to do.
+fn tell(summary: &RunSummary, elapsed: Duration, printer: Printer) {
+    for failed in &summary.failures {
+        let word = match failed.failure.kind {
+            FailureKind::Parked => "parked",
+            _ => "failed",
+        };
+        let styled = state_style(word).for_stderr().apply_to(word);
+        printer.warn(format!("\nnode `{}` {styled}: {}", failed.node, failed.failure));
+        if let Some(help) = &failed.failure.help {
+            printer.warn(format!("  help: {help}"));
+        }
+        printer.warn(format!("  log:  sbp logs '{}' --run {}", failed.node, summary.run));
+    }
+    let nodes = &summary.nodes;
+    let mut parts = vec![format!("{} ran", nodes.ran), format!("{} cached", nodes.cached)];
+    let others = [
+        (nodes.failed, "failed"),
+        (nodes.parked, "parked"),
+        (nodes.cancelled, "stopped"),
+        (nodes.skipped, "skipped"),
+    ];
+    parts.extend(others.iter().filter(|(n, _)| *n > 0).map(|(n, word)| format!("{n} {word}")));
+    let state = summary.state.as_str();
+    let styled = state_style(state).for_stderr().apply_to(state);
+    printer.talk(format!(
+        "run {} {styled} in {}: {}",
+        summary.run,
+        human::span(elapsed),
+        parts.join(", ")
+    ));
+    if matches!(summary.state, RunState::Cancelled) {
+        printer.talk("the same command goes on where it stopped");
+    }
+}
+
+/// Waits for a run while signals stop it: the first lets attempts save what they have, the second
+/// abandons them, and a third, which the run should not need, gives up on the run: `None`.
+async fn until_stopped<T, E>(
+    mut run: impl Future<Output = Result<T, E>> + Unpin,
+    stop: &Stop,
+) -> Result<Option<T>>
+where
+    crate::error::Error: From<E>,
+{
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    loop {
+        tokio::select! {
+            ended = &mut run => return Ok(Some(ended?)),
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+        if stop.count() >= 2 {
+            return Ok(None);
+        }
+        stop.request();
+    }
+}
+
+/// Draws the progress again and again, on a thread of its own so that a busy run cannot hold it up.
+struct Ticker {
+    stop: Option<mpsc::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Ticker {
+    const EVERY: Duration = Duration::from_millis(100);
+
+    fn start(progress: Arc<Progress>) -> Self {
+        let (stop, stopped) = mpsc::channel();
+        let thread = thread::spawn(move || {
+            while stopped.recv_timeout(Self::EVERY) == Err(RecvTimeoutError::Timeout) {
+                progress.tick();
+            }
+        });
+        Self { stop: Some(stop), thread: Some(thread) }
+    }
+}
+
+impl Drop for Ticker {
+    fn drop(&mut self) {
+        self.stop.take();
+        if let Some(thread) = self.thread.take() {
+            // A panic in drawing has been printed; the run's result stands.
+            let _ = thread.join();
+        }
+    }
+}

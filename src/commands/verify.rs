@@ -1,0 +1,47 @@
+//! `sbp verify`: every artifact in the store against its digest.
+
+use serde_json::json;
+
+use crate::commands::open;
+use crate::error::{Error, Result};
+use crate::exit::ExitStatus;
+use crate::human;
+use crate::printer::{Printer, state_style};
+use crate::settings::Place;
+
+pub(crate) async fn run(place: Place, printer: Printer) -> Result<ExitStatus> {
+    let engine = open(place).await?;
+    let store = engine.store();
+    let digests = store.artifacts().map_err(|error| Error::storage(&error))?;
+    let (mut n_bytes, mut damaged) = (0, Vec::new());
+    for digest in &digests {
+        match store.verify(digest) {
+            Ok(size_bytes) => n_bytes += size_bytes,
+            Err(problem) => damaged.push((digest, problem)),
+        }
+    }
+    if printer.is_json() {
+        let damaged: Vec<_> = damaged
+            .iter()
+            .map(|(digest, problem)| {
+                json!({"digest": digest, "path": store.path(digest), "problem": problem})
+            })
+            .collect();
+        printer.json(&json!({
+            "artifacts": digests.len(), "size_bytes": n_bytes, "damaged": damaged,
+        }))?;
+    } else {
+        for (digest, problem) in &damaged {
+            let word = state_style("damaged").apply_to("damaged");
+            printer.data(format!("{word}  {}: {problem}\n", store.path(digest).display()))?;
+        }
+        let n_whole = digests.len() - damaged.len();
+        printer.talk(format!("{n_whole} artifacts are whole, {}", human::bytes(n_bytes)));
+        if !damaged.is_empty() {
+            printer.talk(
+                "the next run that needs a damaged one moves it to quarantine and makes it again",
+            );
+        }
+    }
+    Ok(if damaged.is_empty() { ExitStatus::Done } else { ExitStatus::NodeFailed })
+}

@@ -1,0 +1,141 @@
+//! Plain tables for terminals and pipes.
+
+use console::measure_text_width;
+
+/// Rows under a header, columns two spaces apart.
+pub(crate) struct Table {
+    columns: Vec<Column>,
+    rows: Vec<Vec<String>>,
+}
+
+struct Column {
+    title: String,
+    align: Align,
+}
+
+/// Where a column's cells stand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Align {
+    /// Text.
+    Left,
+    /// Numbers.
+    Right,
+}
+
+impl Table {
+    /// A table whose columns have these titles. A title that starts with `>` makes a column of
+    /// numbers, aligned to the right.
+    pub(crate) fn new(titles: &[&str]) -> Self {
+        let mut table = Self { columns: Vec::new(), rows: Vec::new() };
+        for title in titles {
+            match title.strip_prefix('>') {
+                Some(title) => table.column(title, Align::Right),
+                None => table.column(title, Align::Left),
+            }
+        }
+        table
+    }
+
+    /// Adds a column, before any row.
+    pub(crate) fn column(&mut self, title: &str, align: Align) {
+        self.columns.push(Column { title: title.to_owned(), align });
+    }
+
+    /// Adds a row; cells may carry colour.
+    ///
+    /// # Panics
+    /// When the number of cells is not the number of columns.
+    pub(crate) fn row(&mut self, cells: impl Into<Vec<String>>) {
+        let cells = cells.into();
+        assert_eq!(cells.len(), self.columns.len(), "a row has one cell for each column");
+        self.rows.push(cells);
+    }
+
+    /// Whether there is no row.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
+    /// The table as text that ends with a line break. With a `width`, the last column wraps where
+    /// it would reach further.
+    pub(crate) fn render(&self, width: Option<usize>) -> String {
+        let widths: Vec<usize> = self
+            .columns
+            .iter()
+            .enumerate()
+            .map(|(c, column)| {
+                let cells = self.rows.iter().map(|row| measure_text_width(&row[c]));
+                cells.chain([column.title.chars().count()]).max().unwrap_or(0)
+            })
+            .collect();
+        let indent: usize = widths.iter().rev().skip(1).map(|width| width + 2).sum();
+        let room = width.map(|width| width.saturating_sub(indent).max(WRAP_MIN));
+        let titles: Vec<String> =
+            self.columns.iter().map(|column| column.title.to_uppercase()).collect();
+        let mut text = String::new();
+        for row in std::iter::once(&titles).chain(&self.rows) {
+            let mut line = String::new();
+            for (c, cell) in row.iter().enumerate() {
+                let pad = " ".repeat(widths[c] - measure_text_width(cell));
+                match (self.columns[c].align, room) {
+                    (Align::Right, _) => line.extend([pad.as_str(), cell]),
+                    (Align::Left, Some(room)) if c + 1 == row.len() => {
+                        line.push_str(&wrap(cell, room, indent));
+                    }
+                    (Align::Left, _) => line.extend([cell, pad.as_str()]),
+                }
+                line.push_str("  ");
+            }
+            text.push_str(line.trim_end());
+            text.push('\n');
+        }
+        text
+    }
+}
+
+/// The narrowest last column: below it, wrapping makes a column of single words.
+const WRAP_MIN: usize = 24;
+
+/// Breaks text between words; lines after the first begin below it.
+fn wrap(text: &str, room: usize, indent: usize) -> String {
+    let mut wrapped = String::new();
+    let mut used = 0;
+    for word in text.split(' ') {
+        let n = measure_text_width(word);
+        if used > 0 && used + 1 + n > room {
+            wrapped.push('\n');
+            wrapped.push_str(&" ".repeat(indent));
+            used = 0;
+        } else if used > 0 {
+            wrapped.push(' ');
+            used += 1;
+        }
+        wrapped.push_str(word);
+        used += n;
+    }
+    wrapped
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_line_up_and_the_last_wraps() {
+        let mut table = Table::new(&["node", ">seconds", "why"]);
+        table.row(["a".to_owned(), "1.5".to_owned(), "param `steps` changed".to_owned()]);
+        table.row(["tokenizer".to_owned(), "12.25".to_owned(), String::new()]);
+        assert_eq!(
+            table.render(None),
+            "NODE       SECONDS  WHY\n\
+             a              1.5  param `steps` changed\n\
+             tokenizer    12.25\n"
+        );
+        let mut table = Table::new(&["node", "why"]);
+        table.row(["a".to_owned(), "param `steps` changed from 10 to 20".to_owned()]);
+        assert_eq!(
+            table.render(Some(30)),
+            "NODE  WHY\na     param `steps` changed\n      from 10 to 20\n"
+        );
+    }
+}
