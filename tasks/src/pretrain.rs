@@ -285,7 +285,8 @@ impl Task for Pretrain {
         };
         let weights = params.init.draw(&pool, &config, params.seed);
         let recipe = params.recipe(steps.n_steps());
-        let trainer = Trainer::new(ctx, &pool, recipe, weights, &steps)?;
+        let heldout_bytes = watcher.heldout.as_ref().map_or(0, |_| Heldout::bytes(&config));
+        let trainer = Trainer::new(ctx, &pool, recipe, weights, &steps, heldout_bytes)?;
         let (weights, points, summary) = trainer.run(ctx, &steps, &mut watcher)?;
         let training = Training { task: Self::KIND, params, summary: &summary };
         let dir = ctx.out("model")?;

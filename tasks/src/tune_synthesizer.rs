@@ -290,7 +290,8 @@ impl Task for TuneSynthesizer {
         let n_steps = params.n_steps(n_pairs as u64, batch_pairs);
         let steps = PairSteps::new(selected, tokens, batch_pairs, n_steps, params.seed, context);
         let recipe = params.recipe(n_steps);
-        let trainer = Trainer::new(ctx, &pool, recipe, weights, &steps)?;
+        let heldout_bytes = Heldout::bytes(weights.config());
+        let trainer = Trainer::new(ctx, &pool, recipe, weights, &steps, heldout_bytes)?;
         let (weights, points, summary) = trainer.run(ctx, &steps, &mut Watcher(&mut heldout))?;
         let after = heldout.measure(ctx, &pool, &weights)?;
 

@@ -18,23 +18,31 @@ pub struct MemoryPlan {
     pub moments_bytes: u64,
     /// What a micro-batch keeps for its backward pass, and buffers that every block shares.
     pub activations_bytes: u64,
+    /// Buffers to measure the held-out loss.
+    pub heldout_bytes: u64,
 }
 
 impl MemoryPlan {
-    /// The plan to train a model in micro-batches of at most `micro_tokens` tokens.
-    pub fn training(config: &Config, micro_tokens: usize) -> Self {
+    /// The plan to train a model in micro-batches of at most `micro_tokens` tokens, beside buffers of
+    /// `heldout_bytes`.
+    pub fn training(config: &Config, micro_tokens: usize, heldout_bytes: u64) -> Self {
         let weights_bytes = 4 * config.n_parameters();
         Self {
             weights_bytes,
             gradients_bytes: weights_bytes,
             moments_bytes: 2 * weights_bytes,
             activations_bytes: Activations::bytes(config, micro_tokens),
+            heldout_bytes,
         }
     }
 
     /// All bytes.
     pub fn total_bytes(&self) -> u64 {
-        self.weights_bytes + self.gradients_bytes + self.moments_bytes + self.activations_bytes
+        self.weights_bytes
+            + self.gradients_bytes
+            + self.moments_bytes
+            + self.activations_bytes
+            + self.heldout_bytes
     }
 
     /// Checks the plan against the memory granted.
@@ -66,11 +74,12 @@ impl fmt::Display for MemoryPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "weights {} MiB, gradients {} MiB, moments {} MiB, activations {} MiB",
+            "weights {} MiB, gradients {} MiB, moments {} MiB, activations {} MiB, held-out {} MiB",
             mib(self.weights_bytes),
             mib(self.gradients_bytes),
             mib(self.moments_bytes),
-            mib(self.activations_bytes)
+            mib(self.activations_bytes),
+            mib(self.heldout_bytes)
         )
     }
 }
@@ -82,7 +91,7 @@ mod tests {
 
     #[test]
     fn too_little_memory_is_an_error_with_the_remedy() {
-        let plan = MemoryPlan::training(&Preset::Toy.config(), 1024);
+        let plan = MemoryPlan::training(&Preset::Toy.config(), 1024, 0);
         assert_eq!(plan.weights_bytes, 4 * 976_256);
         assert!(plan.check(None).is_ok() && plan.check(Some(plan.total_bytes())).is_ok());
         let failure = plan.check(Some(10 << 20)).unwrap_err();
@@ -93,7 +102,7 @@ mod tests {
     /// Adam's state of the paper's 3 B model: parameters and two moments are 32.9 GB.
     #[test]
     fn papers_model_needs_its_known_memory() {
-        let plan = MemoryPlan::training(&Preset::B3.config(), 4096);
+        let plan = MemoryPlan::training(&Preset::B3.config(), 4096, 0);
         let state = plan.weights_bytes + plan.moments_bytes;
         assert!((state as f64 / 32.9e9 - 1.0).abs() < 0.005, "{state}");
     }

@@ -128,7 +128,8 @@ pub struct Trainer<'a> {
 }
 
 impl<'a> Trainer<'a> {
-    /// Plans and takes the memory to train `weights` on `steps`.
+    /// Plans and takes the memory to train `weights` on `steps`; `heldout_bytes` are taken by the
+    /// caller's own buffers and count in the plan.
     ///
     /// # Errors
     /// When the node was granted less memory than needed.
@@ -138,9 +139,10 @@ impl<'a> Trainer<'a> {
         recipe: Recipe,
         weights: Weights,
         steps: &dyn Steps,
+        heldout_bytes: u64,
     ) -> Result<Self, Failure> {
         let capacity = recipe.micro_batch_tokens.max(steps.row_tokens_max());
-        let plan = MemoryPlan::training(weights.config(), capacity);
+        let plan = MemoryPlan::training(weights.config(), capacity, heldout_bytes);
         ctx.info(format!(
             "{} parameters, {} steps, {} tokens; memory: {plan}",
             weights.config().n_parameters(),

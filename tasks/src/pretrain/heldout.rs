@@ -54,6 +54,11 @@ impl Heldout {
         Ok(Self { batch, forward })
     }
 
+    /// Bytes of the buffers.
+    pub(super) fn bytes(config: &Config) -> u64 {
+        Forward::bytes(config, FORWARD_TOKENS.max(config.context))
+    }
+
     /// The mean negative log likelihood per predicted token, in nats.
     pub(super) fn loss(
         &mut self,

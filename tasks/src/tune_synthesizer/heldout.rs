@@ -38,6 +38,11 @@ impl Heldout {
         Self { right, unrelated, forward }
     }
 
+    /// Bytes of the buffers.
+    pub(super) fn bytes(config: &Config) -> u64 {
+        Forward::bytes(config, FORWARD_TOKENS.max(config.context))
+    }
+
     /// Both losses; nothing when no pairs are held out.
     pub(super) fn measure(
         &mut self,
