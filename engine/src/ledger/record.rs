@@ -233,12 +233,13 @@ const END_ATTEMPTS: &str = "
       FROM {rows: key TEXT, epoch BIGINT, state TEXT, kind TEXT, message TEXT, help TEXT} AS r
      WHERE attempt.key = r.key AND attempt.epoch = r.epoch AND attempt.state = 'running'";
 
+/// The run's id is in every row: bound apart, it makes `SQLite` go through all nodes of the run.
 const UPDATE_NODES: &str = "
     UPDATE run_node
        SET state = r.state, key = coalesce(r.key, run_node.key),
            reason = coalesce(r.reason, run_node.reason)
-      FROM {rows: ordinal BIGINT, state TEXT, key TEXT, reason TEXT} AS r
-     WHERE run_node.run_id = $2 AND run_node.ordinal = r.ordinal";
+      FROM {rows: run_id TEXT, ordinal BIGINT, state TEXT, key TEXT, reason TEXT} AS r
+     WHERE run_node.run_id = r.run_id AND run_node.ordinal = r.ordinal";
 const INSERT_METRICS: &str = "
     INSERT INTO metric (key, epoch, name, step, value, at_us)
     SELECT r.key, r.epoch, r.name, r.step, r.value, r.at_us
@@ -542,9 +543,10 @@ async fn update_nodes(
     }
     let mut rows = Vec::with_capacity(batch.nodes.len());
     for (ordinal, change) in &batch.nodes {
-        rows.push((ordinal, change.state, change.key, optional_json(change.reason.as_ref())?));
+        let reason = optional_json(change.reason.as_ref())?;
+        rows.push((writer.run, ordinal, change.state, change.key, reason));
     }
-    database.run(UPDATE_NODES, &[Bind::Text(&json(&rows)?), Bind::Text(writer.run)]).await?;
+    database.run(UPDATE_NODES, &[Bind::Text(&json(&rows)?)]).await?;
     Ok(())
 }
 
