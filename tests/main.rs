@@ -1,1 +1,11 @@
-//! Integration tests over the real `sbp`.
+//! Integration tests over the real `sbp`, one module for each boundary.
+
+#![expect(clippy::unwrap_used, reason = "a test fails where a step fails")]
+#![expect(clippy::print_stdout, reason = "a failing test shows what it printed")]
+
+mod cli;
+mod documents;
+mod harness;
+mod pipelines;
+mod resume;
+mod tidy;

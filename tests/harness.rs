@@ -1,0 +1,125 @@
+//! A folder of one's own, and `sbp` in it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use serde_json::Value;
+
+/// The project's root.
+pub(crate) fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// The text of a tracked file.
+pub(crate) fn read(path: impl AsRef<Path>) -> String {
+    let path = root().join(path);
+    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// Whether a path ends in `.extension`.
+pub(crate) fn has_extension(path: impl AsRef<Path>, extension: &str) -> bool {
+    path.as_ref().extension().is_some_and(|found| found == extension)
+}
+
+/// A temporary folder in which `sbp` runs.
+pub(crate) struct Place {
+    dir: tempfile::TempDir,
+}
+
+/// What a command printed, and how it ended.
+#[derive(Debug)]
+pub(crate) struct Ran {
+    /// `None` when a signal ended it.
+    pub(crate) code: Option<i32>,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+impl Place {
+    pub(crate) fn new() -> Self {
+        Self { dir: tempfile::tempdir().unwrap() }
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Writes a file, and gives its path relative to the folder.
+    pub(crate) fn write(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.path().join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+        PathBuf::from(name)
+    }
+
+    /// A copy of a tracked pipeline, below `pipelines/`.
+    pub(crate) fn pipeline(&self, name: &str) -> PathBuf {
+        let name = format!("pipelines/{name}");
+        self.write(&name, &read(&name))
+    }
+
+    /// `sbp` with arguments, without the environment's settings.
+    pub(crate) fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_sbp"));
+        command.args(args).current_dir(self.path()).stdin(Stdio::null());
+        for name in ["SBP_DIR", "SBP_LEDGER", "SBP_CPU", "NO_COLOR", "CLICOLOR_FORCE", "COLUMNS"] {
+            command.env_remove(name);
+        }
+        command
+    }
+
+    pub(crate) fn sbp(&self, args: &[&str]) -> Ran {
+        let output = self.command(args).output().unwrap();
+        Ran {
+            code: output.status.code(),
+            stdout: String::from_utf8(output.stdout).unwrap(),
+            stderr: String::from_utf8(output.stderr).unwrap(),
+        }
+    }
+
+    /// Starts `sbp` with its output in `out.json` and `err.txt`.
+    pub(crate) fn start(&self, args: &[&str]) -> Child {
+        let file = |name: &str| fs::File::create(self.path().join(name)).unwrap();
+        self.command(args).stdout(file("out.json")).stderr(file("err.txt")).spawn().unwrap()
+    }
+}
+
+impl Ran {
+    /// Fails the test unless the command ended with `code`.
+    pub(crate) fn expect(self, code: i32) -> Self {
+        assert_eq!(self.code, Some(code), "stdout:\n{}\nstderr:\n{}", self.stdout, self.stderr);
+        self
+    }
+
+    /// The only line of stdout, as JSON.
+    pub(crate) fn json(&self) -> Value {
+        let lines: Vec<&str> = self.stdout.lines().collect();
+        assert_eq!(lines.len(), 1, "one line of JSON is expected in\n{}", self.stdout);
+        serde_json::from_str(lines[0]).unwrap()
+    }
+
+    /// Everything as a snapshot shows it.
+    pub(crate) fn shown(&self) -> String {
+        let mut text = format!("exit code {}\n", self.code.map_or(-1, i64::from));
+        for (name, stream) in [("stdout", &self.stdout), ("stderr", &self.stderr)] {
+            if !stream.is_empty() {
+                text.extend(["--- ", name, "\n", stream.trim_end(), "\n"]);
+            }
+        }
+        text
+    }
+}
+
+/// Digests of a run's artifacts by `node.port`, without those that carry measured times.
+pub(crate) fn digests(summary: &Value) -> Vec<(String, String)> {
+    let outputs = summary["outputs"].as_object().expect("a run's JSON has outputs");
+    let mut digests = Vec::new();
+    for (node, ports) in outputs.iter().filter(|(node, _)| !node.contains("report")) {
+        for (port, artifact) in ports.as_object().unwrap() {
+            digests.push((format!("{node}.{port}"), artifact["digest"].to_string()));
+        }
+    }
+    digests.sort();
+    digests
+}

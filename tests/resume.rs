@@ -1,0 +1,130 @@
+//! A run that is stopped anywhere, any number of times, ends with the bytes of one that was not.
+
+use std::path::Path;
+use std::process::Child;
+use std::thread::sleep;
+use std::time::{Duration, Instant, SystemTime};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+use crate::harness::{Place, Ran, digests, read};
+
+const RUN: [&str; 4] = ["run", "small.yaml", "--json", "--cpu=2"];
+
+fn small() -> Place {
+    let place = Place::new();
+    place.write("small.yaml", &read("tests/pipelines/small.yaml"));
+    place
+}
+
+/// The result of an undisturbed run, and how long it took.
+fn undisturbed(place: &Place, run: &[&str]) -> (Value, Duration) {
+    let began = Instant::now();
+    let summary = place.sbp(run).expect(0).json();
+    (summary, began.elapsed())
+}
+
+/// Random moments from a seed: `SBP_TEST_SEED`, else the clock. A failing test prints it.
+struct Moments(u64);
+
+impl Moments {
+    fn new() -> Self {
+        let seed = match std::env::var("SBP_TEST_SEED") {
+            Ok(seed) => seed.parse().unwrap(),
+            Err(_) => SystemTime::UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64,
+        };
+        println!("SBP_TEST_SEED={seed}");
+        Self(seed)
+    }
+
+    /// A moment before `latest` (splitmix64).
+    fn next(&mut self, latest: Duration) -> Duration {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        latest.mul_f64(((z ^ (z >> 31)) >> 11) as f64 / (1_u64 << 53) as f64)
+    }
+}
+
+fn ended(place: &Place, child: &mut Child) -> Ran {
+    let status = child.wait().unwrap();
+    let text = |name: &str| std::fs::read_to_string(place.path().join(name)).unwrap();
+    Ran { code: status.code(), stdout: text("out.json"), stderr: text("err.txt") }
+}
+
+/// Kills the run at `n_kills` random moments and then lets it finish; gives its result.
+fn killed(place: &Place, run: &[&str], n_kills: usize, took: Duration) -> Value {
+    let mut moments = Moments::new();
+    for _ in 0..n_kills {
+        let mut child = place.start(run);
+        sleep(moments.next(took));
+        child.kill().unwrap();
+        let ran = ended(place, &mut child);
+        // It ended before the kill, or the kill ended it: nothing else.
+        assert!(matches!(ran.code, None | Some(0)), "{ran:?}");
+    }
+    place.sbp(run).expect(0).json()
+}
+
+/// Fails where a node of the run was finished twice.
+fn assert_nothing_repeated(place: &Place, summary: &Value) {
+    for node in summary["outputs"].as_object().unwrap().keys() {
+        let detail = place.sbp(&["show", node, "--json"]).expect(0).json();
+        let attempts = detail["attempts"].as_array().unwrap();
+        let n_done = attempts.iter().filter(|attempt| attempt["state"] == "done").count();
+        assert_eq!(n_done, 1, "{node}: {attempts:#?}");
+    }
+}
+
+#[test]
+fn killed_runs_resume_to_the_same_bytes() {
+    let (reference, took) = undisturbed(&small(), &RUN);
+    let place = small();
+    let resumed = killed(&place, &RUN, 10, took);
+    assert_eq!(digests(&resumed), digests(&reference));
+    assert_nothing_repeated(&place, &resumed);
+}
+
+#[test]
+fn an_interrupted_run_saves_and_resumes() {
+    let (reference, _) = undisturbed(&small(), &RUN);
+    let place = small();
+    let mut child = place.start(&RUN);
+    wait_for(&place.path().join("err.txt"), "train      started");
+    let pid = Pid::from_child(&child);
+    // Long enough for the attempt to be past its first steps.
+    sleep(Duration::from_millis(300));
+    kill_process(pid, Signal::INT).unwrap();
+    let ran = ended(&place, &mut child).expect(130);
+    assert_eq!(ran.json()["state"], "cancelled");
+    assert!(ran.stderr.contains("the same command goes on"), "{}", ran.stderr);
+
+    let checkpoints = std::fs::read_dir(place.path().join(".sbp/checkpoints")).unwrap().count();
+    assert_eq!(checkpoints, 1, "the interrupted node left its checkpoint");
+    let resumed = place.sbp(&RUN).expect(0).json();
+    assert_eq!(digests(&resumed), digests(&reference));
+    assert_eq!(resumed["nodes"]["ran"], 1);
+}
+
+#[test]
+fn a_second_interrupt_stops_at_once() {
+    let place = small();
+    let mut child = place.start(&["run", "small.yaml", "--set", "budget_tokens=50_000_000"]);
+    wait_for(&place.path().join("err.txt"), "train      started");
+    let pid = Pid::from_child(&child);
+    kill_process(pid, Signal::INT).unwrap();
+    kill_process(pid, Signal::INT).unwrap();
+    let began = Instant::now();
+    ended(&place, &mut child).expect(130);
+    assert!(began.elapsed() < Duration::from_secs(5), "it took {:?}", began.elapsed());
+}
+
+fn wait_for(path: &Path, text: &str) {
+    let began = Instant::now();
+    while !std::fs::read_to_string(path).unwrap_or_default().contains(text) {
+        assert!(began.elapsed() < Duration::from_mins(1), "`{text}` never appeared");
+        sleep(Duration::from_millis(5));
+    }
+}
