@@ -120,8 +120,13 @@ pub(crate) fn by_port(
     };
     let mut connections = Vec::with_capacity(fields.len());
     for field in fields {
-        let values = references(reader, name, &field.value);
         let found = ports.unwrap_or_default().iter().find(|port| port.name == field.key);
+        let is_nothing = matches!(field.value.node, TreeNode::Scalar(Value::Null));
+        if is_nothing && found.is_some_and(|port| port.arity == Arity::Optional) {
+            // An expression may leave an optional port unconnected in some rows of a matrix.
+            continue;
+        }
+        let values = references(reader, name, &field.value);
         if let (None, Some(ports)) = (found, ports) {
             let kind = kind.map_or("", |kind| kind.task.kind());
             let help = nearest::suggest(&field.key, ports.iter().map(|port| port.name), "ports")
