@@ -99,10 +99,10 @@ pub(crate) struct PipelineArgs {
 pub(crate) struct RunArgs {
     #[command(flatten)]
     pub(crate) pipeline: PipelineArgs,
-    /// After a failure, still run the nodes that do not need the failed one
+    /// After a failure, still run the nodes that do not need the failed one (the default)
     #[arg(long, overrides_with = "fail_fast")]
     pub(crate) keep_going: bool,
-    /// After a failure, start nothing more (the default)
+    /// After a failure, start nothing more
     #[arg(long, overrides_with = "keep_going")]
     pub(crate) fail_fast: bool,
     /// Threads to share among the running nodes; every one that the machine has when not given

@@ -182,6 +182,9 @@ fn line_of(
             let (weight, text) = failure_text(failure, took);
             (weight, node_line(node, &text))
         }
+        RunEvent::Skipped { node, because } if because.is_empty() => {
+            (Weight::Detail, node_line(node, "skipped: nothing starts after a failure"))
+        }
         RunEvent::Skipped { node, because } => {
             (Weight::Detail, node_line(node, &format!("skipped: needs `{because}`")))
         }

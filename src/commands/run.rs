@@ -26,7 +26,7 @@ pub(crate) async fn run(args: RunArgs, place: Place, printer: Printer) -> Result
     let progress = Arc::new(Progress::new(printer, &pipeline));
     let options = Options {
         targets: settings::targets(&args.pipeline),
-        keep_going: args.keep_going,
+        keep_going: args.keep_going || !args.fail_fast,
         n_cpu: settings::n_threads(args.cpu),
         observer: Arc::<Progress>::clone(&progress),
         ..Options::default()

@@ -64,6 +64,8 @@ fn default_non_repetition_min() -> Option<f64> {
 pub struct Decision {
     /// Whether every figure reaches its limit.
     pub pass: bool,
+    /// Whether the run goes on: it passed, or `on_fail` is `warn`.
+    pub proceed: bool,
     /// The figures that have a limit.
     pub figures: Vec<Figure>,
 }
@@ -125,7 +127,9 @@ impl Task for Gate {
                 figures.push(figure(name, rate, min, complement)?);
             }
         }
-        let decision = Decision { pass: figures.iter().all(|figure| figure.pass), figures };
+        let pass = figures.iter().all(|figure| figure.pass);
+        let proceed = pass || params.on_fail == OnFail::Warn;
+        let decision = Decision { pass, proceed, figures };
         decide(ctx, params.on_fail, &decision, &ctx.out("decision")?)
     }
 }

@@ -136,7 +136,7 @@ impl Task for Synthesize {
         Port::one("model", "model", "the model that writes"),
         Port::one("tokenizer", "tokenizer", "the model's vocabulary"),
         Port::optional("seeds", "tokens", "documents to start from; not in mode `unconditional`"),
-        Port::optional("gate", "decision", "nothing is written unless it passed"),
+        Port::optional("gate", "decision", "nothing is written unless it lets the run go on"),
     ];
     const OUTPUTS: &'static [Port] = &[Port::one("corpus", "corpus", "the synthetic texts")];
     const UNKEYED: &'static [&'static str] = &["batch"];
@@ -213,19 +213,19 @@ impl Task for Synthesize {
     }
 }
 
-/// Fails unless the decision in `dir` is a pass.
+/// Fails unless the decision in `dir` lets the run go on.
 fn require_pass(dir: &Path) -> Result<(), Failure> {
     /// The part of `decision.json` that matters here.
     #[derive(Deserialize)]
     struct Decision {
-        pass: bool,
+        proceed: bool,
     }
     let path = dir.join("decision.json");
     let bytes = std::fs::read(&path)
         .map_err(|error| Failure::io(format!("cannot read `{}`", path.display()), &error))?;
     let decision: Decision = serde_json::from_slice(&bytes)
         .map_err(|error| Failure::permanent(format!("`{}`: {error}", path.display())))?;
-    if decision.pass {
+    if decision.proceed {
         return Ok(());
     }
     Err(Failure::permanent("the gate did not pass, so nothing is synthesized")

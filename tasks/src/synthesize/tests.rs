@@ -217,7 +217,8 @@ fn unconditional_texts_need_no_seeds() {
 fn a_failed_gate_stops_it() {
     let world = World::new();
     fs::create_dir_all(world.path("gate")).unwrap();
-    for (decision, passes) in [(r#"{"pass": false, "why": 1}"#, false), (r#"{"pass": true}"#, true)]
+    for (decision, passes) in
+        [(r#"{"proceed": false, "why": 1}"#, false), (r#"{"proceed": true}"#, true)]
     {
         fs::write(world.path("gate").join("decision.json"), decision).unwrap();
         let bench = world.bench("run", 1).input("gate", &world.path("gate"));
