@@ -1,15 +1,15 @@
 //! What a finished run is worth reading: the comparison's table and the reports' paths.
 
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use engine::graph::Pipeline;
 use engine::run::RunSummary;
+use tasks::compare::{Comparison, Estimate};
 
 use crate::human;
 use crate::printer::Printer;
-use crate::table::{Align, Table};
+use crate::table::Table;
 
 /// Prints the arms of each comparison, then the path of each report.
 ///
@@ -17,8 +17,11 @@ use crate::table::{Align, Table};
 /// When an artifact cannot be read or stdout not written.
 pub(crate) fn print(pipeline: &Pipeline, summary: &RunSummary, printer: Printer) -> io::Result<()> {
     for (node, dir) in artifacts(pipeline, summary, "compare") {
-        printer.data(format!("\n{node}\n"))?;
-        printer.table(&arms(&fs::read_to_string(dir.join("arms.csv"))?))?;
+        let comparison = Comparison::read(&dir).map_err(io::Error::other)?;
+        let n_items = comparison.n_items;
+        printer
+            .data(format!("\n{node}: loss on {n_items} held-out documents, 95 % intervals\n"))?;
+        printer.table(&arms(&comparison))?;
     }
     for (node, dir) in artifacts(pipeline, summary, "report") {
         printer.data(format!("\n{node}: {}\n", dir.join("report.html").display()))?;
@@ -39,21 +42,42 @@ fn artifacts<'a>(
     })
 }
 
-/// A table of the rows of a CSV file, numbers cut to what they mean.
-fn arms(csv: &str) -> Table {
-    let mut rows = csv.lines().map(|line| line.split(',').map(str::to_owned).collect());
-    let titles: Vec<String> = rows.next().unwrap_or_default();
-    let rows: Vec<Vec<String>> = rows.collect();
-    let mut table = Table::new(&[]);
-    for (c, title) in titles.iter().enumerate() {
-        let is_number = rows.iter().all(|row| {
-            row.get(c).is_none_or(|cell| cell.is_empty() || cell.parse::<f64>().is_ok())
-        });
-        table.column(title, if is_number { Align::Right } else { Align::Left });
-    }
-    for row in rows {
-        let cells = row.into_iter().map(|cell| cell.parse().map_or(cell, human::figure));
-        table.row(cells.collect::<Vec<_>>());
+/// The arms with their intervals. Losses are in nats per token; lower is better.
+fn arms(comparison: &Comparison) -> Table {
+    let titles = [
+        "ARM",
+        "ROLE",
+        ">SHOWN",
+        ">SYNTHETIC",
+        ">LOSS",
+        "INTERVAL",
+        ">PERPLEXITY",
+        ">BITS/BYTE",
+        ">VS BASELINE",
+        "INTERVAL",
+        ">OF ORACLE",
+    ];
+    let mut table = Table::new(&titles);
+    for arm in &comparison.arms {
+        let source = |name: &str, field: &str| {
+            let sources = arm.books["sources"].as_array()?;
+            sources.iter().find(|source| source["name"] == name)?[field].as_f64()
+        };
+        let interval = |e: Estimate| format!("{:.3} to {:.3}", e.low, e.high);
+        let signed = |e: Estimate| format!("{:+.3} to {:+.3}", e.low, e.high);
+        table.row([
+            arm.name.clone(),
+            format!("{:?}", arm.role).to_lowercase(),
+            source("real", "repetitions").map_or_else(String::new, |n| format!("{n:.1}x")),
+            source("synthetic", "n_tokens").map_or_else(|| "0".to_owned(), human::count),
+            format!("{:.4}", arm.mean_nll.value),
+            interval(arm.mean_nll),
+            format!("{:.2}", arm.perplexity.value),
+            format!("{:.4}", arm.bits_per_byte.value),
+            arm.difference.map_or_else(String::new, |e| format!("{:+.4}", e.value)),
+            arm.difference.map_or_else(String::new, signed),
+            arm.gap_closed.map_or_else(String::new, |e| format!("{:.0} %", 100.0 * e.value)),
+        ]);
     }
     table
 }
