@@ -43,6 +43,8 @@ fn scrubbed(text: &str) -> String {
         (r"  [0-9a-z]{10}  (done|failed)", "  RUN  $1"),
         (r" +\d+(\.\d)? (ms|s)\b", " SPAN"),
         (r" +\d+(\.\d)? [KM]iB\b", " SIZE"),
+        // As wide as the widest of its values.
+        (r" +TOOK\b", "  TOOK"),
         (r"(/[\w.-]+)+/\.sbp", "DIR/.sbp"),
         (r"(?m)^ +\d+:\d\d  ", "  0:00  "),
     ];

@@ -6,6 +6,7 @@
 mod cli;
 mod documents;
 mod harness;
+mod pinned;
 mod pipelines;
 mod resume;
 mod tidy;

@@ -24,6 +24,13 @@ pub(crate) fn words(seed: u64, n: u64) -> String {
     words.join(" ")
 }
 
+/// `n` different words, at most 24, in an order drawn by `seed`: no part of it occurs twice.
+pub(crate) fn distinct_words(seed: u64, n: usize) -> String {
+    let order = Philox::new(seed, "fixture").permutation(WORDS.len());
+    let words: Vec<&str> = order.into_iter().take(n).map(|i| WORDS[i]).collect();
+    words.join(" ")
+}
+
 /// Writes a corpus whose document `i` has id `i + 1`.
 pub(crate) fn corpus(dir: &Path, texts: &[String], meta: impl Fn(usize) -> Map<String, Value>) {
     let mut writer = CorpusWriter::create(dir).unwrap();

@@ -241,6 +241,10 @@ fn wrong_inputs_and_params_are_errors_with_advice() {
     check(|p| p["arch"]["vocab_size"] = json!(19), "19 rows cannot hold the tokenizer's 20 ids");
     check(|p| p["lr"] = json!(1.0), "lr");
     check(|p| p["lr_peak"] = json!(1e6), "gradient norm");
+    check(
+        |p| (p["lr_peak"], p["loss_rise_max"]) = (json!(1.0), json!(1e-3)),
+        "above its running mean",
+    );
 
     fs::write(world.path("tokenizer").join(hf::TOKENIZER_FILE), b"{ }").unwrap();
     let failure = world.bench("wrong").run::<Pretrain>(&small_params()).unwrap_err();

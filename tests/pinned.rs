@@ -1,0 +1,229 @@
+//! What every task gives on fixed inputs. A node's key holds its task's revision, so another result
+//! under the same revision would be served from old artifacts.
+
+use std::collections::BTreeSet;
+
+use serde_json::Value;
+
+use crate::harness::{Place, read};
+
+/// A task, its revision, a node of `every_task.yaml`, and what that node gives.
+struct Pin {
+    kind: &'static str,
+    revision: u32,
+    node: &'static str,
+    gives: Gives,
+}
+
+enum Gives {
+    /// Bytes that are the same everywhere: the start of each output's digest.
+    Digests(&'static [(&'static str, &'static str)]),
+    /// Bytes that depend on the instruction set: figures, within this share of their value.
+    Figures(f64, &'static [(&'static str, f64)]),
+}
+use Gives::{Digests, Figures};
+
+const fn pin(kind: &'static str, revision: u32, node: &'static str, gives: Gives) -> Pin {
+    Pin { kind, revision, node, gives }
+}
+
+const PINS: &[Pin] = &[
+    pin("read_corpus", 1, "read", Digests(&[("corpus", "a3712b5234039290")])),
+    pin("generate_corpus", 1, "world", Digests(&[("corpus", "f19874fa6302a7d0")])),
+    pin("clean", 1, "clean", Digests(&[("corpus", "201dff7f4fba7efa")])),
+    pin("dedup", 1, "distinct", Digests(&[("corpus", "d4f817a8b453ce52")])),
+    pin("train_tokenizer", 1, "tokenizer", Digests(&[("tokenizer", "b7eab8f7010b329a")])),
+    pin(
+        "split",
+        1,
+        "split",
+        Digests(&[("heldout", "296d07fa94e92f85"), ("train", "23516e773361c348")]),
+    ),
+    pin("tokenize", 1, "pool", Digests(&[("tokens", "4271d8b27dcf8e7e")])),
+    pin("sample", 1, "real", Digests(&[("tokens", "c13a2f8c45e562de")])),
+    pin("mix", 1, "mix", Digests(&[("schedule", "0c7e160639c32ec6")])),
+    pin("drop_repeats", 1, "kept", Digests(&[("corpus", "f4f04460f864d0ac")])),
+    pin(
+        "pretrain",
+        1,
+        "base",
+        Figures(
+            1e-3,
+            &[
+                ("heldout_loss", 4.77563),
+                ("loss", 4.49001),
+                ("n_parameters", 115_136.0),
+                ("n_steps", 40.0),
+                ("n_tokens", 20_000.0),
+            ],
+        ),
+    ),
+    pin(
+        "embed",
+        1,
+        "embed",
+        Figures(1e-3, &[("dim", 1024.0), ("n_documents", 38.0), ("n_zero", 0.0)]),
+    ),
+    pin(
+        "pair",
+        1,
+        "near",
+        Figures(
+            1e-3,
+            &[
+                ("n_pairs", 76.0),
+                ("n_seeds", 31.0),
+                ("score_median", 0.471_847),
+                ("seed_coverage", 0.815_789),
+            ],
+        ),
+    ),
+    pin(
+        "drop_near_dups",
+        1,
+        "pairs",
+        Figures(1e-3, &[("dropped_share", 0.368_421), ("n_pairs", 48.0), ("n_pairs_in", 76.0)]),
+    ),
+    pin(
+        "tune_synthesizer",
+        1,
+        "tune",
+        Figures(
+            2e-3,
+            &[
+                ("epochs", 0.681_818),
+                ("heldout_loss", 4.38388),
+                ("heldout_loss_before", 4.44511),
+                ("heldout_loss_unrelated", 4.38226),
+                ("loss", 4.24122),
+                ("n_pairs", 44.0),
+                ("n_parameters", 115_136.0),
+                ("n_seeds", 26.0),
+                ("n_steps", 6.0),
+                ("n_tokens", 6396.0),
+                ("reads_d1", 0.99963),
+            ],
+        ),
+    ),
+    pin(
+        "measure_quality",
+        1,
+        "quality",
+        Figures(1e-3, &[("duplicate", 0.0), ("regurgitation", 0.11875), ("repetition", 0.28125)]),
+    ),
+    pin(
+        "measure_quality",
+        1,
+        "quality_synth",
+        Figures(
+            0.15,
+            &[
+                ("duplicate", 0.0),
+                ("pair_copying", 0.0),
+                ("regurgitation", 0.0),
+                ("repetition", 0.0),
+                ("win_rate", 0.48375),
+            ],
+        ),
+    ),
+    pin("gate", 1, "gate", Figures(1e-3, &[("non_repetition", 0.71875), ("pass", 0.0)])),
+    pin(
+        "synthesize",
+        1,
+        "synth",
+        Figures(
+            0.05,
+            &[
+                ("acceptance", 0.97561),
+                ("documents", 40.0),
+                ("gross_tokens", 1755.0),
+                ("net_tokens", 1802.0),
+            ],
+        ),
+    ),
+    pin(
+        "evaluate",
+        1,
+        "eval_base",
+        Figures(
+            1e-3,
+            &[("bits_per_byte", 3.21626), ("mean_nll", 4.77563), ("token_perplexity", 118.585)],
+        ),
+    ),
+    pin(
+        "compare",
+        1,
+        "compare",
+        Figures(1e-3, &[("mean_nll.base", 4.77563), ("mean_nll.sbp", 5.5202), ("n_items", 30.0)]),
+    ),
+    pin("report", 1, "report", Figures(0.02, &[("html_bytes", 12_714.0)])),
+];
+
+/// What to do when this fails.
+const ADVICE: &str =
+    "\nif the change is meant, raise REVISION of the task and write the new values here";
+
+#[test]
+fn another_result_needs_another_revision() {
+    let registry = tasks::registry();
+    let kinds: BTreeSet<&str> = registry.iter().map(|task| task.kind()).collect();
+    let pinned: BTreeSet<&str> = PINS.iter().map(|pin| pin.kind).collect();
+    assert_eq!(kinds, pinned, "every task has a pinned result");
+
+    let place = Place::new();
+    place.write("texts/one.txt", "Caf\u{c3}\u{a9} and\u{7} tea.\n\n\n\nA second part.\n");
+    place.write("texts/two.txt", &"Words and words, line after line.\n".repeat(20));
+    place.write("every_task.yaml", &read("tests/pipelines/every_task.yaml"));
+    place.sbp(&["run", "every_task.yaml"]).expect(0);
+    let mut wrong = String::new();
+    for pin in PINS {
+        let detail = place.sbp(&["show", pin.node, "--json"]).expect(0).json();
+        assert_eq!(detail["node"]["task"], pin.kind, "{}", pin.node);
+        let revision = registry.get(pin.kind).unwrap().revision();
+        if revision != pin.revision || !agrees(&pin.gives, &detail) {
+            wrong.push_str(&found(pin, revision, &detail));
+        }
+    }
+    assert!(wrong.is_empty(), "found instead:\n{wrong}{ADVICE}");
+}
+
+/// Name and value of the figures of a node's last attempt.
+fn figures(detail: &Value) -> Vec<(String, f64)> {
+    let attempts = detail["attempts"].as_array().unwrap();
+    let metrics = attempts.last().unwrap()["metrics"].as_object().unwrap();
+    metrics.iter().map(|(name, value)| (name.clone(), value.as_f64().unwrap())).collect()
+}
+
+/// Port and the start of the digest of a node's outputs.
+fn digests(detail: &Value) -> Vec<(String, String)> {
+    let outputs = detail["node"]["outputs"].as_array().unwrap().iter();
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    outputs
+        .map(|output| (text(&output["port"]), text(&output["digest"])[..16].to_owned()))
+        .collect()
+}
+
+fn agrees(gives: &Gives, detail: &Value) -> bool {
+    match gives {
+        Digests(expected) => {
+            digests(detail).iter().map(|(a, b)| (&**a, &**b)).eq(expected.iter().copied())
+        }
+        Figures(share, expected) => {
+            let found = figures(detail);
+            !expected.is_empty()
+                && expected.iter().all(|(name, value)| {
+                    let close = |x: f64| (x - value).abs() <= share * value.abs();
+                    found.iter().any(|(other, x)| other == name && close(*x))
+                })
+        }
+    }
+}
+
+/// The line that would be right.
+fn found(pin: &Pin, revision: u32, detail: &Value) -> String {
+    let gives = match &pin.gives {
+        Digests(_) => format!("Digests(&{:?})", digests(detail)),
+        Figures(share, _) => format!("Figures({share:?}, &{:?})", figures(detail)),
+    };
+    format!("    pin({:?}, {revision}, {:?}, {gives}),\n", pin.kind, pin.node)
+}
