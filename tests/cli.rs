@@ -41,6 +41,7 @@ fn scrubbed(text: &str) -> String {
         (r"\b\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", "TIME"),
         (r"(?m)(run |^)[0-9a-z]{10}\b", "${1}RUN"),
         (r"  [0-9a-z]{10}  (done|failed)", "  RUN  $1"),
+        (r"run `[0-9a-z]{10}`", "run `RUN`"),
         (r" +\d+(\.\d)? (ms|s)\b", " SPAN"),
         (r" +\d+(\.\d)? [KM]iB\b", " SIZE"),
         // As wide as the widest of its values.
@@ -84,6 +85,26 @@ fn unknown_param() {
 #[test]
 fn unknown_target() {
     snapshot!(world(), &["plan", "world.yaml", "--to", "token"]);
+}
+
+/// The nodes of `tidy` do not stand side by side: `between` needs one and gives to the other.
+const MATRIX: &str = r#"version: 1
+nodes:
+  corpus: {task: generate_corpus, params: {n_concepts: 12}}
+  tidy: {task: clean, matrix: {from: [corpus, between]}, in: "${{ matrix.from }}"}
+  between: {task: clean, in: "tidy[from=corpus]"}
+"#;
+
+#[test]
+fn unknown_nodes_have_suggestions() {
+    let place = Place::new();
+    place.write("matrix.yaml", MATRIX);
+    snapshot!(place, &["plan", "matrix.yaml", "--to", "tydi"]);
+    snapshot!(place, &["show", "tidy"]);
+    place.sbp(&["run", "matrix.yaml"]).expect(0);
+    snapshot!(place, &["show", "tidy"]);
+    snapshot!(place, &["why", "betwen"]);
+    snapshot!(place, &["status", "zzz"]);
 }
 
 #[test]

@@ -107,6 +107,9 @@ pub enum Error {
     /// A row does not read back as what was written.
     #[error("the ledger holds a value that cannot be read: {0}")]
     Value(String),
+    /// The ledger holds no run.
+    #[error("there is no run yet")]
+    NoRunYet,
     /// No run has this id.
     #[error("no run is called `{0}`")]
     NoSuchRun(String),
@@ -125,6 +128,8 @@ pub enum Error {
         run: String,
         /// What was asked for.
         node: String,
+        /// Which node was probably meant.
+        help: Option<String>,
     },
 }
 
@@ -173,11 +178,14 @@ impl Error {
     }
 
     /// What to do about it, when that is known.
-    pub fn help(&self) -> Option<&'static str> {
+    pub fn help(&self) -> Option<&str> {
         match self {
             Self::Damaged { .. } => Some(
                 "move the ledger away and run again: checkpoints are kept, finished nodes run anew",
             ),
+            Self::NoRunYet => Some("`sbp run PIPELINE` makes one; `--dir` names another folder"),
+            Self::NoSuchRun(_) => Some("`sbp status` lists the runs"),
+            Self::NoSuchNode { help, .. } => help.as_deref(),
             Self::NewerSchema { .. } => Some("use the newer program, or another ledger"),
             Self::ReadOnly { .. } => {
                 Some("make the ledger's folder writable, or choose another one")
@@ -198,6 +206,20 @@ impl Error {
     fn value(error: impl std::fmt::Display) -> Self {
         Self::Value(error.to_string())
     }
+}
+
+/// Help for a name that no node of a run has: the nodes of that entry, or the closest name.
+fn meant_nodes(wanted: &str, nodes: &[RunNodeRow]) -> Option<String> {
+    let of_entry = nodes.iter().filter(|row| row.entry == wanted);
+    let names: Vec<String> = of_entry.map(|row| format!("`{}`", row.name)).collect();
+    if names.is_empty() {
+        return crate::spec::nearest::suggest(
+            wanted,
+            nodes.iter().map(|row| row.name.as_str()),
+            "nodes",
+        );
+    }
+    Some(format!("name one node of its matrix: {}", names.join(", ")))
 }
 
 /// An open ledger.

@@ -93,7 +93,8 @@ impl Error {
             Self::Store(_) => true,
             Self::Ledger(error) => !matches!(
                 error,
-                ledger::Error::NoSuchRun(_)
+                ledger::Error::NoRunYet
+                    | ledger::Error::NoSuchRun(_)
                     | ledger::Error::AmbiguousRun { .. }
                     | ledger::Error::NoSuchNode { .. }
             ),

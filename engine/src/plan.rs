@@ -6,6 +6,7 @@ mod resolve;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
+use indexmap::IndexSet;
 use serde::Serialize;
 
 use crate::digest::Digest;
@@ -56,9 +57,9 @@ impl Targets {
                 }
             }
             if !found {
-                let mut known: Vec<String> =
-                    pipeline.nodes.iter().map(|node| node.entry.clone()).collect();
-                known.dedup();
+                let entries = pipeline.nodes.iter().map(|node| node.entry.clone());
+                // In a set, since the nodes of one matrix need not stand side by side.
+                let known = Vec::from_iter(entries.collect::<IndexSet<_>>());
                 let (name, pipeline) = (name.clone(), pipeline.name.clone());
                 return Err(UnknownTarget { name, pipeline, known });
             }

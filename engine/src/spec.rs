@@ -11,7 +11,7 @@ mod expand;
 mod expr;
 mod manual;
 mod mistake;
-mod nearest;
+pub(crate) mod nearest;
 mod params;
 mod reference;
 mod resolve;

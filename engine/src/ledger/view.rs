@@ -288,8 +288,7 @@ impl Ledger {
         let mut database = self.database.lock().await;
         if prefix.is_empty() || prefix == "last" {
             let last = database.fetch(LAST_RUN, &[]).await?;
-            let missing = || Error::NoSuchRun("last".to_owned());
-            return last.into_iter().next().map(|mut row| row.text(0)).ok_or_else(missing);
+            return last.into_iter().next().map(|mut row| row.text(0)).ok_or(Error::NoRunYet);
         }
         let rows = database.fetch(FIND_RUN, &[Bind::Text(prefix)]).await?;
         let mut matches: Vec<String> = rows.into_iter().map(|mut row| row.text(0)).collect();
@@ -438,10 +437,11 @@ impl Engine {
     pub async fn node_detail(&self, run: &str, node: &str) -> Result<NodeDetail, open::Error> {
         let detail = self.run_detail(run).await?;
         let run = detail.run.id;
-        let found = detail.nodes.into_iter().find(|row| row.name == node);
-        let Some(row) = found else {
-            return Err(Error::NoSuchNode { run, node: node.to_owned() }.into());
+        let Some(at) = detail.nodes.iter().position(|row| row.name == node) else {
+            let help = super::meant_nodes(node, &detail.nodes);
+            return Err(Error::NoSuchNode { run, node: node.to_owned(), help }.into());
         };
+        let row = detail.nodes.into_iter().nth(at).expect("the position was just found");
         let (revision, params, attempts) = match &row.key {
             Some(key) => self.ledger.attempts(key).await?,
             None => (None, Value::Null, Vec::new()),
