@@ -1,8 +1,8 @@
 //! The SQL ledger: every run, attempt, metric, log line and artifact.
 //!
-//! Changes of state go through [`record`]: one transaction for everything that happened since the
-//! last one, with the events that describe it. Questions of the planner are in [`lookup`], those of
-//! operators in [`view`]. The statements are the same on `SQLite` and Postgres.
+//! Changes of state go through `record`: one transaction for everything that happened since the
+//! last one, with the events that describe it. Questions of the planner are in `lookup`, those of
+//! operators in `view`. The statements are the same on `SQLite` and Postgres.
 //!
 //! **Invariant:** a result is published only by the attempt that holds the key's newest epoch
 //! (`stale_publish_is_refused`).

@@ -1,7 +1,7 @@
 //! Writes a synthetic corpus: texts drawn from a model, each after a real document (arXiv 2509.15248,
 //! section 2.2, step 3), or after nothing (the control arm).
 //!
-//! Draw `k = 0, 1, 2, ..` names a seed document and one of its draws; see [`plan`]. The corpus is the
+//! Draw `k = 0, 1, 2, ..` names a seed document and one of its draws; see `plan`. The corpus is the
 //! kept texts of the first draws that reach the target. Tokens are counted as training will count
 //! them: ids of the text encoded again, with `<|bos|>` and `<|eos|>`, because sampled ids can spell a
 //! text in another way than the tokenizer does. `synthesis.json` beside the corpus has the books.

@@ -34,7 +34,7 @@ impl Vectors {
     /// Opens the `vectors` artifact in `dir` and verifies it.
     ///
     /// # Errors
-    /// When the file cannot be read or is not as [`write`] leaves it.
+    /// When the file cannot be read or is not as [`write()`] leaves it.
     pub fn open(dir: &Path) -> Result<Self, Error> {
         let container = Container::open(&dir.join(FILE), KIND, VERSION)?;
         let metadata: Metadata = container.metadata()?;
