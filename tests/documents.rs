@@ -59,17 +59,21 @@ fn commands_in_the_documents_exist() {
     assert!(n_found > 10, "only {n_found} commands were found");
 }
 
-/// The sub-commands that a document calls in code: `sbp COMMAND …`.
+/// The sub-commands that a document calls in shell blocks and inline code: `sbp COMMAND …`. Other
+/// blocks show output.
 fn commands(document: &str) -> Vec<(String, String)> {
     let mut found = Vec::new();
-    let mut in_block = false;
+    let mut block: Option<&str> = None;
     for line in document.lines() {
-        if line.trim_start().starts_with("```") {
-            in_block = !in_block;
+        if let Some(language) = line.trim_start().strip_prefix("```") {
+            block = if block.is_some() { None } else { Some(language) };
             continue;
         }
-        let pieces: Vec<&str> =
-            if in_block { vec![line] } else { line.split('`').skip(1).step_by(2).collect() };
+        let pieces: Vec<&str> = match block {
+            Some("sh") => vec![line],
+            Some(_) => Vec::new(),
+            None => line.split('`').skip(1).step_by(2).collect(),
+        };
         for piece in pieces {
             // What follows `#` is a comment.
             let code = piece.split('#').next().unwrap_or_default();
