@@ -1,8 +1,12 @@
 //! The command line as types. No logic.
 
+mod bench;
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+
+pub(crate) use bench::{BenchArgs, BenchCommand, Executor, OrchArgs, OrchRunArgs};
 
 use crate::exit;
 
@@ -74,6 +78,8 @@ pub(crate) enum Command {
     Verify,
     /// Check that this machine and folder can run pipelines
     Doctor,
+    /// Measure this machine; one line of JSON with `--json`
+    Bench(BenchArgs),
     /// Print a completion script
     Completions {
         /// The shell to complete for

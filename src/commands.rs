@@ -1,5 +1,6 @@
 //! One module for each subcommand.
 
+mod bench;
 mod completions;
 mod doctor;
 mod logs;
@@ -17,6 +18,7 @@ use std::time::Duration;
 use engine::Engine;
 use engine::graph::Pipeline;
 use engine::spec::{self, Checked};
+use engine::task::Registry;
 
 use crate::cli::{Cli, Command, PipelineArgs};
 use crate::error::{Error, Result};
@@ -33,6 +35,7 @@ pub(crate) fn run(cli: Cli, printer: Printer) -> Result<ExitStatus> {
         Command::Schema => schema::run(printer),
         Command::Reference => schema::reference(printer),
         Command::Completions { shell } => completions::run(shell, printer),
+        Command::Bench(args) => bench::run(args, place, printer),
         Command::Run(args) => wait(run::run(args, place, printer)),
         Command::Plan(args) => wait(plan::run(args, place, printer)),
         Command::Status(args) => wait(status::run(args, place, printer)),
@@ -45,7 +48,7 @@ pub(crate) fn run(cli: Cli, printer: Printer) -> Result<ExitStatus> {
 }
 
 /// Runs a command's future. One thread is enough for the engine's loop; tasks have their own.
-fn wait(command: impl Future<Output = Result<ExitStatus>>) -> Result<ExitStatus> {
+pub(crate) fn wait(command: impl Future<Output = Result<ExitStatus>>) -> Result<ExitStatus> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let status = runtime.block_on(command);
     // An abandoned attempt must not hold up the exit: its node is resumable.
@@ -55,8 +58,12 @@ fn wait(command: impl Future<Output = Result<ExitStatus>>) -> Result<ExitStatus>
 
 /// Reads the pipeline; warnings go to stderr.
 fn load(args: &PipelineArgs, printer: Printer) -> Result<Pipeline> {
-    let Checked { pipeline, mistakes } =
-        spec::check_file(&args.pipeline, &args.set, &::tasks::registry());
+    load_with(args, &::tasks::registry(), printer)
+}
+
+/// Reads a pipeline of these tasks; warnings go to stderr.
+fn load_with(args: &PipelineArgs, registry: &Registry, printer: Printer) -> Result<Pipeline> {
+    let Checked { pipeline, mistakes } = spec::check_file(&args.pipeline, &args.set, registry);
     match pipeline {
         Some(pipeline) => {
             for warning in mistakes {

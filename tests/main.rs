@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails where a step fails")]
 #![expect(clippy::print_stdout, reason = "a failing test shows what it printed")]
 
+mod bench;
 mod cli;
 mod documents;
 mod harness;

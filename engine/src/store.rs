@@ -206,8 +206,11 @@ fn set_writable(path: &Path) -> io::Result<()> {
     set_mode(path, 0o755)
 }
 
-/// Removes a folder whose sub-folders may be read-only.
-pub(crate) fn remove_tree(path: &Path) -> io::Result<()> {
+/// Removes a folder whose sub-folders may be read-only; one that is not there is fine.
+///
+/// # Errors
+/// When something in it cannot be removed.
+pub fn remove_tree(path: &Path) -> io::Result<()> {
     match fs::remove_dir_all(path) {
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
             for entry in walkdir::WalkDir::new(path) {

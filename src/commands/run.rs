@@ -6,6 +6,7 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use engine::graph::Pipeline;
 use engine::run::{Options, RunState, RunSummary, Stop};
 use engine::task::FailureKind;
 use tokio::signal::unix::{SignalKind, signal};
@@ -22,8 +23,26 @@ use crate::settings::{self, Place};
 
 pub(crate) async fn run(args: RunArgs, place: Place, printer: Printer) -> Result<ExitStatus> {
     let pipeline = load(&args.pipeline, printer)?;
+    let Some(summary) = to_the_end(&pipeline, &args, place, printer).await? else {
+        return Ok(ExitStatus::Interrupted);
+    };
+    if printer.is_json() {
+        printer.json(&summary)?;
+    } else {
+        results::print(&pipeline, &summary, printer)?;
+    }
+    Ok(status(summary.state))
+}
+
+/// Runs a pipeline and says how it ended; `None` when it had to be given up.
+pub(super) async fn to_the_end(
+    pipeline: &Pipeline,
+    args: &RunArgs,
+    place: Place,
+    printer: Printer,
+) -> Result<Option<RunSummary>> {
     let engine = open(place).await?;
-    let progress = Arc::new(Progress::new(printer, &pipeline));
+    let progress = Arc::new(Progress::new(printer, pipeline));
     let options = Options {
         targets: settings::targets(&args.pipeline),
         keep_going: args.keep_going || !args.fail_fast,
@@ -33,21 +52,17 @@ pub(crate) async fn run(args: RunArgs, place: Place, printer: Printer) -> Result
     };
     let stop = Stop::default();
     let ticker = Ticker::start(Arc::clone(&progress));
-    let ended = until_stopped(Box::pin(engine.run(&pipeline, options, &stop)), &stop).await;
+    let ended = until_stopped(Box::pin(engine.run(pipeline, options, &stop)), &stop).await;
     drop(ticker);
     progress.clear();
-    let Some(summary) = ended? else { return Ok(ExitStatus::Interrupted) };
-
-    tell(&summary, progress.elapsed(), printer);
-    if printer.is_json() {
-        printer.json(&summary)?;
-    } else {
-        results::print(&pipeline, &summary, printer)?;
+    let summary = ended?;
+    if let Some(summary) = &summary {
+        tell(summary, progress.elapsed(), printer);
     }
-    Ok(status(summary.state))
+    Ok(summary)
 }
 
-fn status(state: RunState) -> ExitStatus {
+pub(super) fn status(state: RunState) -> ExitStatus {
     match state {
         RunState::Done => ExitStatus::Done,
         RunState::Parked => ExitStatus::Parked,

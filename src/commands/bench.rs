@@ -1,0 +1,93 @@
+//! `sbp bench NAME`: measures this machine.
+//!
+//! Every bench gives [`Figures`]: flat names and numbers, in the order in which people should read
+//! them, with the machine beside them. With `--json` they are one line.
+
+mod orch;
+mod usage;
+
+use std::fs;
+use std::thread;
+
+use serde_json::{Map, Value, json};
+
+use crate::cli::{BenchArgs, BenchCommand};
+use crate::error::Result;
+use crate::exit::ExitStatus;
+use crate::human;
+use crate::printer::Printer;
+use crate::settings::Place;
+use crate::table::Table;
+
+pub(crate) fn run(args: BenchArgs, place: Place, printer: Printer) -> Result<ExitStatus> {
+    let (name, figures) = match args.command {
+        BenchCommand::Orch(args) => ("orch", orch::measure(&args, printer)?),
+        BenchCommand::OrchRun(args) => return orch::run(args, place, printer),
+    };
+    print(name, figures, printer)?;
+    Ok(ExitStatus::Done)
+}
+
+/// What a bench found: names and values, in order. A name ends in its unit.
+#[derive(Debug, Default)]
+pub(crate) struct Figures(Map<String, Value>);
+
+impl Figures {
+    /// Adds a figure.
+    pub(crate) fn set(&mut self, name: &str, value: impl Into<Value>) {
+        self.0.insert(name.to_owned(), value.into());
+    }
+}
+
+fn print(name: &str, figures: Figures, printer: Printer) -> Result<()> {
+    let machine = machine();
+    if printer.is_json() {
+        let mut line = Map::new();
+        line.insert("bench".to_owned(), json!(name));
+        line.extend(figures.0);
+        line.insert("machine".to_owned(), machine);
+        printer.json(&line)?;
+        return Ok(());
+    }
+    let mut table = Table::new(&["figure", ">value"]);
+    for (name, value) in figures.0 {
+        let shown = match &value {
+            Value::String(text) => text.clone(),
+            Value::Number(number) if number.is_f64() => {
+                human::figure(number.as_f64().unwrap_or_default())
+            }
+            other => other.to_string(),
+        };
+        table.row([name, shown]);
+    }
+    printer.table(&table)?;
+    printer.talk(format!(
+        "{}, {} threads, load {}",
+        machine["cpu"].as_str().unwrap_or_default(),
+        machine["threads"],
+        machine["load"]
+    ));
+    Ok(())
+}
+
+/// What the figures depend on besides the program; unknown parts are null.
+fn machine() -> Value {
+    let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = info.lines().find_map(|line| line.strip_prefix("model name"));
+    let cpu = model.and_then(|line| line.split_once(':')).map(|(_, name)| name.trim());
+    let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let load: Option<f64> = load.split(' ').next().and_then(|text| text.parse().ok());
+    json!({
+        "cpu": cpu,
+        "threads": thread::available_parallelism().ok().map(usize::from),
+        "load": load,
+        "version": env!("CARGO_PKG_VERSION"),
+        "build": if cfg!(debug_assertions) { "debug" } else { "release" },
+    })
+}
+
+/// The middle of the values; of an even number, the lower of the two.
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[(values.len() - 1) / 2]
+}
