@@ -60,6 +60,8 @@ pub(crate) enum Command {
     Run(RunArgs),
     /// Show which nodes are cached, which would run, and why
     Plan(PipelineArgs),
+    /// Say what a pipeline would take: tokens, steps, operations, bytes, hours
+    Cost(PipelineArgs),
     /// List recent runs, or the nodes of one run
     Status(StatusArgs),
     /// Show one node of a run: its key, params, inputs, outputs, attempts and figures

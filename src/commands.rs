@@ -2,6 +2,7 @@
 
 mod bench;
 mod completions;
+mod cost;
 mod doctor;
 mod logs;
 mod plan;
@@ -38,6 +39,7 @@ pub(crate) fn run(cli: Cli, printer: Printer) -> Result<ExitStatus> {
         Command::Bench(args) => bench::run(args, place, printer),
         Command::Run(args) => wait(run::run(args, place, printer)),
         Command::Plan(args) => wait(plan::run(args, place, printer)),
+        Command::Cost(args) => wait(cost::run(args, place, printer)),
         Command::Status(args) => wait(status::run(args, place, printer)),
         Command::Show(args) => wait(show::run(args, place, printer)),
         Command::Why(args) => wait(why::run(args, place, printer)),

@@ -21,6 +21,20 @@ pub(crate) fn count(n: f64) -> String {
     format!("{scaled:.n_decimals$}{prefix}")
 }
 
+/// A whole number with its thousands apart: `23,842`.
+pub(crate) fn grouped(n: f64) -> String {
+    let digits = format!("{n:.0}");
+    let (sign, digits) = digits.strip_prefix('-').map_or(("", &*digits), |rest| ("-", rest));
+    let mut text = sign.to_owned();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i) % 3 == 0 {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
 /// A size in bytes: `12 B`, `3.4 KiB`.
 pub(crate) fn bytes(n: u64) -> String {
     let mut scaled = n as f64;
@@ -107,6 +121,14 @@ mod tests {
         assert_eq!(
             shown,
             ["0", "7", "999", "1.00k", "1.00k", "1.23k", "12.3k", "999k", "1.00M", "2.50G", "0.50"]
+        );
+    }
+
+    #[test]
+    fn thousands_stand_apart() {
+        assert_eq!(
+            [0.0, 999.0, 1000.0, 23_842.0, -1_234_567.0].map(grouped),
+            ["0", "999", "1,000", "23,842", "-1,234,567"]
         );
     }
 

@@ -23,6 +23,11 @@ impl Place {
     pub(crate) fn new(global: &Global) -> Self {
         Self { dir: global.dir.clone(), ledger: global.ledger.clone() }
     }
+
+    /// Whether a ledger was named or made.
+    pub(crate) fn has_ledger(&self) -> bool {
+        self.ledger.is_some() || self.dir.is_dir()
+    }
 }
 
 /// Which nodes the flags ask for.

@@ -5,6 +5,7 @@
 
 mod bench;
 mod cli;
+mod cost;
 mod documents;
 mod harness;
 mod pinned;

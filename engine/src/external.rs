@@ -222,6 +222,17 @@ fn list(pattern: &str) -> Result<Vec<(PathBuf, String)>, Error> {
     Ok(matched)
 }
 
+/// Bytes of the files that match now; `None` when nothing matches or they cannot be read.
+pub(crate) fn size_bytes(patterns: &[String]) -> Option<u64> {
+    let mut sum = None;
+    for pattern in patterns {
+        for (path, _) in list(pattern).ok()? {
+            sum = Some(sum.unwrap_or(0) + std::fs::metadata(path).ok()?.len());
+        }
+    }
+    sum
+}
+
 /// A file changed this recently may change again without its times telling.
 const SETTLED_NS: i64 = 2_000_000_000;
 

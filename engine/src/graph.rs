@@ -13,7 +13,7 @@ use indexmap::IndexMap;
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::task::AnyTask;
+use crate::task::{AnyTask, Facts};
 
 /// A checked and expanded pipeline.
 #[derive(Clone)]
@@ -59,6 +59,8 @@ pub struct Node {
     pub priority: i32,
     /// Free text that becomes part of the key, to force a rerun.
     pub salt: String,
+    /// Facts of its outputs that only its author knows, by port: for [`crate::cost`] alone.
+    pub expect: BTreeMap<String, Facts>,
     /// Where the entry stands in the YAML.
     pub place: Place,
     /// Where each explicitly set param stands, by dotted path.

@@ -32,6 +32,7 @@ pub(crate) use record::{
     AttemptEnd, Batch, Claim, EventRow, KeyRow, LogLine, MetricRow, NewRun, NodeChange,
     ProgressRow, Publish, Reply, Writer,
 };
+pub(crate) use view::Measured;
 pub use view::{
     AttemptRow, Lines, LogRow, MetricPoint, NodeDetail, OutputRow, RunDetail, RunNodeRow, RunRow,
 };

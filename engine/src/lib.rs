@@ -7,6 +7,7 @@
 
 pub mod checkpoint;
 pub mod clock;
+pub mod cost;
 pub mod digest;
 pub mod external;
 pub mod graph;

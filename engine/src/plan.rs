@@ -158,6 +158,10 @@ pub(crate) fn assemble(
                 let reason = Reason::Elsewhere { owner: owner.clone() };
                 (PlannedState::Run, Some(reason), Artifacts::new())
             }
+            None if resolver.without_files.contains_key(&index) => {
+                let problem = resolver.without_files[&index].clone();
+                (PlannedState::Blocked, Some(Reason::NoFiles { problem }), Artifacts::new())
+            }
             None => {
                 let waits = |index: &usize| states[*index] != Some(PlannedState::Cached);
                 let sources = node.inputs.values().flatten().map(|source| source.node);

@@ -6,6 +6,7 @@
 //! [`Context`].
 
 mod context;
+mod estimate;
 mod failure;
 mod registry;
 pub mod testbed;
@@ -18,6 +19,7 @@ pub use context::{
     CancelToken, Checkpoint, Context, ContextParts, ExternalFile, Input, Inputs, LogLevel, Outputs,
     Report, Sink,
 };
+pub use estimate::{Estimate, FILE_BYTES, Facts, Predicted};
 pub use failure::{Failure, FailureKind};
 pub use registry::{AnyTask, Registry};
 
@@ -57,6 +59,13 @@ pub trait Task: Send + Sync + 'static {
     fn external(params: &Self::Params) -> Vec<String> {
         let _ = params;
         Vec::new()
+    }
+
+    /// Predicts the work and what the outputs will hold, from params and what is predicted of the
+    /// inputs. Reaches no key and no result.
+    fn cost(params: &Self::Params, inputs: &Predicted) -> Estimate {
+        let _ = (params, inputs);
+        Estimate::unknown()
     }
 
     /// Does the work: reads `inputs`, writes every declared output under [`Context::out`].

@@ -1,16 +1,19 @@
 //! `sbp plan`: which nodes are cached, which would run, and why.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use engine::plan::{Plan, PlannedState};
+use engine::cost::{self, NodeCost};
+use engine::plan::{Plan, PlannedState, Reason};
 
 use crate::cli::PipelineArgs;
 use crate::commands::{load, open};
 use crate::error::Result;
 use crate::exit::ExitStatus;
+use crate::human;
 use crate::printer::{Printer, state_style};
 use crate::settings::{self, Place};
-use crate::table::Table;
+use crate::table::{Align, Table};
 
 pub(crate) async fn run(args: PipelineArgs, place: Place, printer: Printer) -> Result<ExitStatus> {
     let pipeline = load(&args, printer)?;
@@ -20,7 +23,13 @@ pub(crate) async fn run(args: PipelineArgs, place: Place, printer: Printer) -> R
         printer.json(&plan)?;
         return Ok(ExitStatus::Done);
     }
-    printer.table(&table(&plan))?;
+    let costs = cost::estimate(&pipeline, &settings::targets(&args))?;
+    printer.table(&table(&plan, &costs))?;
+    for node in &plan.nodes {
+        if let Some(reason @ Reason::NoFiles { .. }) = &node.reason {
+            printer.warn(format!("a run would not start: node `{}`: {reason}", node.name));
+        }
+    }
     let [n_cached, n_run, n_blocked] =
         [PlannedState::Cached, PlannedState::Run, PlannedState::Blocked].map(|s| plan.count(s));
     let n_total = plan.nodes.len();
@@ -33,8 +42,15 @@ pub(crate) async fn run(args: PipelineArgs, place: Place, printer: Printer) -> R
     Ok(ExitStatus::Done)
 }
 
-fn table(plan: &Plan) -> Table {
-    let mut table = Table::new(&["node", "state", "why"]);
+fn table(plan: &Plan, costs: &[NodeCost]) -> Table {
+    let takes: BTreeMap<usize, String> =
+        costs.iter().map(|node| (node.index, takes(node))).collect();
+    let is_known = takes.values().any(|text| !text.is_empty());
+    let mut table = Table::new(&["node", "state"]);
+    if is_known {
+        table.column("takes", Align::Left);
+    }
+    table.column("why", Align::Left);
     for node in &plan.nodes {
         let state = match node.state {
             PlannedState::Cached => "cached",
@@ -42,7 +58,25 @@ fn table(plan: &Plan) -> Table {
             PlannedState::Blocked => "blocked",
         };
         let why = node.reason.as_ref().map(ToString::to_string).unwrap_or_default();
-        table.row([node.name.clone(), state_style(state).apply_to(state).to_string(), why]);
+        let mut row = vec![node.name.clone(), state_style(state).apply_to(state).to_string()];
+        if is_known {
+            let takes = takes.get(&node.index).filter(|_| node.state != PlannedState::Cached);
+            row.push(takes.cloned().unwrap_or_default());
+        }
+        row.push(why);
+        table.row(row);
     }
     table
+}
+
+/// What a node would take, in short; `sbp cost` says more.
+fn takes(node: &NodeCost) -> String {
+    let figure = |name: &str| node.estimate.figures.get(name);
+    let parts = [
+        figure("steps").map(|n| format!("{} steps", human::grouped(n))),
+        figure("tokens").map(|n| format!("{} tokens", human::count(n))),
+        figure("flop").map(|n| format!("{n:.2e} FLOP")),
+        node.output_bytes.map(|n| human::bytes(n as u64)),
+    ];
+    parts.into_iter().flatten().collect::<Vec<_>>().join(", ")
 }

@@ -6,13 +6,16 @@
 
 mod mojibake;
 
-use engine::task::{Context, Determinism, Failure, Inputs, Outputs, ParamError, Port, Task};
+use engine::task::{
+    Context, Determinism, Estimate, Failure, Inputs, Outputs, ParamError, Port, Predicted, Task,
+};
 use kernels::Pool;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use unicode_normalization::{UnicodeNormalization, is_nfc};
 
 use crate::corpus::{Corpus, CorpusWriter, Document};
+use crate::cost::{fact, figure, unit};
 
 /// Text cleaned between two looks at the cancel token, in bytes.
 const BATCH_BYTES: usize = 4 << 20;
@@ -74,6 +77,15 @@ impl Task for Clean {
         Ok(())
     }
 
+    fn cost(_: &Params, inputs: &Predicted) -> Estimate {
+        // What is dropped is not known beforehand: the output holds this much at most.
+        let corpus = inputs.one("corpus");
+        Estimate::unknown()
+            .figure(figure::DOCUMENTS, corpus.get(fact::DOCUMENTS))
+            .work(unit::TEXT_BYTES, corpus.get(fact::TEXT_BYTES))
+            .output("corpus", corpus)
+    }
+
     fn run(ctx: &mut Context, params: &Params, inputs: &Inputs) -> Result<Outputs, Failure> {
         let corpus = Corpus::open(inputs.one("corpus"))?;
         let mut writer = CorpusWriter::create(&ctx.out("corpus")?)?;
@@ -115,6 +127,7 @@ impl Task for Clean {
             return Err(Failure::permanent(format!("none of {n_read} documents has text left")));
         }
         let mut outputs = Outputs::default()
+            .metric(unit::TEXT_BYTES, corpus.text_bytes() as f64)
             .metric("n_documents", summary.n_documents as f64)
             .metric("n_changed", n_changed as f64)
             .metric("n_emptied", n_emptied as f64);

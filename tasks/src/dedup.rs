@@ -13,13 +13,16 @@ use std::fs::File;
 use std::io::Write;
 use std::path::Path;
 
-use engine::task::{Context, Determinism, Failure, Inputs, Outputs, ParamError, Port, Task};
+use engine::task::{
+    Context, Determinism, Estimate, Failure, Inputs, Outputs, ParamError, Port, Predicted, Task,
+};
 use kernels::Pool;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::corpus::{Corpus, CorpusWriter, Document};
+use crate::cost::{fact, figure, unit};
 use crate::format::container::{Column, Container, Writer};
 use minhash::{Bands, MinHash, N_BANDS, Shingles};
 
@@ -75,6 +78,15 @@ impl Task for Dedup {
         }
         let message = format!("{} is not above 0 and at most 1", params.min_jaccard);
         Err(ParamError::new("min_jaccard", message))
+    }
+
+    fn cost(_: &Params, inputs: &Predicted) -> Estimate {
+        // What is dropped is not known beforehand: the output holds this much at most.
+        let corpus = inputs.one("corpus");
+        Estimate::unknown()
+            .figure(figure::DOCUMENTS, corpus.get(fact::DOCUMENTS))
+            .work(unit::TEXT_BYTES, corpus.get(fact::TEXT_BYTES))
+            .output("corpus", corpus)
     }
 
     fn run(ctx: &mut Context, params: &Params, inputs: &Inputs) -> Result<Outputs, Failure> {

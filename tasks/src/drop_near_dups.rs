@@ -9,11 +9,14 @@
 
 use std::sync::Mutex;
 
-use engine::task::{Context, Determinism, Failure, Inputs, Outputs, ParamError, Port, Task};
+use engine::task::{
+    Context, Determinism, Estimate, Failure, Inputs, Outputs, ParamError, Port, Predicted, Task,
+};
 use kernels::Pool;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::cost::{fact, figure};
 use crate::decode::Codec;
 use crate::format::pairs::{self, Pair, Pairs};
 use crate::format::tokens::Tokens;
@@ -59,6 +62,13 @@ impl Task for DropNearDups {
             ));
         }
         Ok(())
+    }
+
+    fn cost(_: &Params, inputs: &Predicted) -> Estimate {
+        // Which pairs go is not known beforehand: there are this many at most.
+        Estimate::unknown()
+            .figure(figure::DOCUMENTS, inputs.fact("documents", fact::DOCUMENTS))
+            .output("pairs", inputs.one("pairs"))
     }
 
     fn run(ctx: &mut Context, params: &Params, inputs: &Inputs) -> Result<Outputs, Failure> {

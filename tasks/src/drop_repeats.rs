@@ -4,11 +4,14 @@
 //! `min_count` times; see [`crate::shingle`]. Tables and boilerplate of real text are hit too: with
 //! `real` connected, the share of real documents that the same rule would drop is reported beside.
 
-use engine::task::{Context, Determinism, Failure, Inputs, Outputs, ParamError, Port, Task};
+use engine::task::{
+    Context, Determinism, Estimate, Failure, Inputs, Outputs, ParamError, Port, Predicted, Task,
+};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::corpus::{Corpus, CorpusWriter};
+use crate::cost::{fact, figure, unit};
 use crate::decode::Codec;
 use crate::format::tokens::Tokens;
 use crate::shingle::{self, Shingles, WINDOW_TOKENS};
@@ -68,6 +71,15 @@ impl Task for DropRepeats {
             return Err(ParamError::new("min_count", message).help("set it to 2 or more"));
         }
         Ok(())
+    }
+
+    fn cost(_: &Params, inputs: &Predicted) -> Estimate {
+        // What is dropped is not known beforehand: the output holds this much at most.
+        let corpus = inputs.one("corpus");
+        Estimate::unknown()
+            .figure(figure::DOCUMENTS, corpus.get(fact::DOCUMENTS))
+            .work(unit::TEXT_BYTES, corpus.get(fact::TEXT_BYTES))
+            .output("corpus", corpus)
     }
 
     fn run(ctx: &mut Context, params: &Params, inputs: &Inputs) -> Result<Outputs, Failure> {

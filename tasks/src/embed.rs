@@ -15,12 +15,16 @@ mod pca;
 
 use std::sync::Mutex;
 
-use engine::task::{Context, Determinism, Failure, Inputs, Outputs, ParamError, Port, Task};
+use engine::task::{
+    Context, Determinism, Estimate, FILE_BYTES, Facts, Failure, Inputs, Outputs, ParamError, Port,
+    Predicted, Task,
+};
 use kernels::Pool;
 use kernels::philox::Philox;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::cost::{fact, figure};
 use crate::decode::Codec;
 use crate::format::tokens::Tokens;
 use crate::format::vectors;
@@ -122,6 +126,20 @@ impl Task for Embed {
             }
             _ => Ok(()),
         }
+    }
+
+    fn cost(params: &Params, inputs: &Predicted) -> Estimate {
+        let documents = inputs.fact("documents", fact::DOCUMENTS);
+        let own = (params.backend == Backend::Tfidf).then_some(TFIDF_DIM);
+        let dim = params.dim.or(own).map(|dim| dim as f64);
+        let bytes = documents.zip(dim).map(|(documents, dim)| documents * vectors::row_bytes(dim));
+        Estimate::unknown().figure(figure::DOCUMENTS, documents).output(
+            "vectors",
+            Facts::default()
+                .with(fact::DOCUMENTS, documents)
+                .with(fact::DIMENSIONS, dim)
+                .with(FILE_BYTES, bytes),
+        )
     }
 
     fn run(ctx: &mut Context, params: &Params, inputs: &Inputs) -> Result<Outputs, Failure> {

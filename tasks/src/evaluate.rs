@@ -15,12 +15,15 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use engine::task::{Context, Determinism, Failure, Inputs, Outputs, ParamError, Port, Task};
+use engine::task::{
+    Context, Determinism, Estimate, Failure, Inputs, Outputs, ParamError, Port, Predicted, Task,
+};
 use kernels::Pool;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::corpus::write_json;
+use crate::cost::{self, fact, figure, forward_flop, unit};
 use crate::format::tokens::Tokens;
 use crate::lm::forward::Forward;
 use crate::lm::{Weights, hf};
@@ -135,6 +138,20 @@ impl Task for Evaluate {
         Ok(())
     }
 
+    fn cost(_: &Params, inputs: &Predicted) -> Estimate {
+        let (model, heldout) = (inputs.one("model"), inputs.one("heldout"));
+        let tokens = heldout.get(fact::TOKENS);
+        let flop = || {
+            let mean = tokens? / heldout.get(fact::DOCUMENTS)?;
+            forward_flop(&model, tokens?, mean.min(model.get(fact::CONTEXT)?))
+        };
+        let flop = flop();
+        Estimate::unknown()
+            .figure(figure::TOKENS, tokens)
+            .figure(figure::FLOP, flop)
+            .work(unit::FORWARD_FLOP, flop)
+    }
+
     fn run(ctx: &mut Context, params: &Params, inputs: &Inputs) -> Result<Outputs, Failure> {
         let heldout = Tokens::open(inputs.one("heldout"))?;
         if let Some(dir) = inputs.optional("tokenizer") {
@@ -166,7 +183,11 @@ impl Task for Evaluate {
         write_items(&dir.join(ITEMS_FILE), &items)?;
         let tasks = std::iter::once((params.name.clone(), score.clone())).collect();
         write_json(&dir.join(SCORES_FILE), &Scores { version: 1, tasks })?;
+        let mean = score.tokens as f64 / score.n_items as f64;
+        let row = mean.min(weights.config().context as f64);
+        let flop = forward_flop(&cost::model(weights.config()), score.tokens as f64, row);
         Ok(Outputs::default()
+            .metric(unit::FORWARD_FLOP, flop.unwrap_or(0.0))
             .metric("mean_nll", score.mean_nll)
             .metric("token_perplexity", score.token_perplexity)
             .metric("bits_per_byte", score.bits_per_byte))

@@ -8,13 +8,17 @@
 
 mod words;
 
-use engine::task::{Context, Determinism, Failure, Inputs, Outputs, ParamError, Port, Task};
+use engine::task::{
+    Context, Determinism, Estimate, Facts, Failure, Inputs, Outputs, ParamError, Port, Predicted,
+    Task,
+};
 use kernels::philox::Philox;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Map;
 
 use crate::corpus::{CorpusWriter, Document, document_id};
+use crate::cost::{fact, figure};
 use words::{GENRES, Genre, World};
 
 /// Makes a corpus of a closed world.
@@ -98,6 +102,15 @@ impl Task for GenerateCorpus {
             }
         }
         Ok(())
+    }
+
+    fn cost(params: &Params, _: &Predicted) -> Estimate {
+        let n_single = (params.single_share * params.n_concepts as f64).round();
+        let n_several = params.n_concepts as f64 - n_single;
+        let documents = n_single + n_several * params.documents_per_concept as f64;
+        Estimate::unknown()
+            .figure(figure::DOCUMENTS, documents)
+            .output("corpus", Facts::default().with(fact::DOCUMENTS, documents))
     }
 
     fn run(ctx: &mut Context, params: &Params, _: &Inputs) -> Result<Outputs, Failure> {

@@ -3,6 +3,7 @@
 pub mod clean;
 pub mod compare;
 pub mod corpus;
+pub mod cost;
 pub mod decode;
 pub mod dedup;
 pub mod drop_near_dups;

@@ -10,12 +10,16 @@
 
 use std::collections::BTreeMap;
 
-use engine::task::{Context, Determinism, Failure, Inputs, Outputs, ParamError, Port, Task};
+use engine::task::{
+    Context, Determinism, Estimate, Facts, Failure, Inputs, Outputs, ParamError, Port, Predicted,
+    Task,
+};
 use kernels::philox::Philox;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::corpus::write_json;
+use crate::cost::{fact, figure};
 use crate::format::schedule::{ScheduleWriter, Source};
 use crate::format::tokens::Tokens;
 use crate::sample::stream_tokens;
@@ -108,6 +112,20 @@ impl Task for Mix {
             return Err(ParamError::new("synthetic_share", message));
         }
         Ok(())
+    }
+
+    fn cost(params: &Params, inputs: &Predicted) -> Estimate {
+        let is_mixed = inputs.optional("synthetic").is_some();
+        let synthetic = if is_mixed { params.synthetic_target() as f64 } else { 0.0 };
+        let budget = params.budget_tokens as f64;
+        let unique = inputs.fact("real", fact::TOKENS);
+        Estimate::unknown()
+            .figure(figure::TOKENS, budget)
+            .figure(figure::REPETITIONS, unique.map(|unique| (budget - synthetic) / unique))
+            .output(
+                "schedule",
+                Facts::default().with(fact::TOKENS, budget).with(fact::SYNTHETIC_TOKENS, synthetic),
+            )
     }
 
     fn run(ctx: &mut Context, params: &Params, inputs: &Inputs) -> Result<Outputs, Failure> {

@@ -11,13 +11,17 @@
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
-use engine::task::{Context, Determinism, Failure, Inputs, Outputs, ParamError, Port, Task};
+use engine::task::{
+    Context, Determinism, Estimate, FILE_BYTES, Facts, Failure, Inputs, Outputs, ParamError, Port,
+    Predicted, Task,
+};
 use kernels::Pool;
 use kernels::int8_search::{self, Own, Rows, Search, Values};
 use kernels::philox::Philox;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::cost::{fact, figure, unit};
 use crate::format::pairs::{self, Documents, Pair as DocumentPair, Pairs};
 use crate::format::vectors::Vectors;
 
@@ -128,6 +132,28 @@ impl Task for Pair {
         Ok(())
     }
 
+    fn cost(params: &Params, inputs: &Predicted) -> Estimate {
+        let vectors = inputs.one("vectors");
+        let documents = vectors.get(fact::DOCUMENTS);
+        let operations = || Some(2.0 * documents?.powi(2) * vectors.get(fact::DIMENSIONS)?);
+        let pairs = match params.method {
+            Method::Nearest => params.pairs_per_document.zip(documents).map(|(k, n)| k * n),
+            Method::Random => {
+                inputs.fact("like", fact::PAIRS).or_else(|| params.n_pairs.map(|n| n as f64))
+            }
+        };
+        let operations = if params.method == Method::Nearest { operations() } else { None };
+        Estimate::unknown()
+            .figure(figure::DOCUMENTS, documents)
+            .work(unit::INT8_OP, operations)
+            .output(
+                "pairs",
+                Facts::default()
+                    .with(fact::PAIRS, pairs)
+                    .with(FILE_BYTES, pairs.map(|n| n * pairs::PAIR_BYTES)),
+            )
+    }
+
     fn run(ctx: &mut Context, params: &Params, inputs: &Inputs) -> Result<Outputs, Failure> {
         let vectors = Vectors::open(inputs.one("vectors"))?;
         let n = vectors.n_documents();
@@ -167,7 +193,12 @@ impl Task for Pair {
             "{} pairs; {} of {n} documents are a seed, {} are in a pair",
             summary.n_pairs, summary.n_seeds, summary.n_covered
         ));
+        let operations = match params.method {
+            Method::Nearest => 2.0 * (n as f64).powi(2) * vectors.dim() as f64,
+            Method::Random => 0.0,
+        };
         let outputs = Outputs::default()
+            .metric(unit::INT8_OP, operations)
             .metric("n_pairs", summary.n_pairs as f64)
             .metric("n_seeds", summary.n_seeds as f64)
             .metric("seed_coverage", summary.n_seeds as f64 / n as f64)

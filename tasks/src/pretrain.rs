@@ -8,11 +8,15 @@ mod heldout;
 
 use std::path::{Path, PathBuf};
 
-use engine::task::{Context, Determinism, Failure, Inputs, Outputs, ParamError, Port, Task};
+use engine::task::{
+    Context, Determinism, Estimate, FILE_BYTES, Failure, Inputs, Outputs, ParamError, Port,
+    Predicted, Task,
+};
 use kernels::Pool;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::cost::{self, fact, figure, unit};
 use crate::format::schedule::Schedule;
 use crate::format::tokens::Tokens;
 use crate::lm::arch::{self, Arch, Preset};
@@ -251,6 +255,27 @@ impl Task for Pretrain {
         }
     }
 
+    fn cost(params: &Params, inputs: &Predicted) -> Estimate {
+        let preset = params.arch.preset.config().vocab_size;
+        let vocabulary = inputs.fact("tokenizer", fact::VOCABULARY);
+        let n_ids = vocabulary.map_or(preset, |n| n as usize);
+        let Ok(mut config) = params.arch.config(n_ids) else { return Estimate::unknown() };
+        config.context = params.context();
+        let tokens = inputs.fact("schedule", fact::TOKENS);
+        let steps = params.batch_tokens.and_then(|batch| Some((tokens? / batch as f64).ceil()));
+        let flop = tokens.map(|tokens| tokens * config.train_flop_per_token(config.context));
+        let model = cost::model(&config);
+        let snapshots = model.get(FILE_BYTES).map(|bytes| bytes * params.snapshots.len() as f64);
+        Estimate::unknown()
+            .figure(figure::TOKENS, tokens)
+            .figure(figure::STEPS, steps)
+            .figure(figure::FLOP, flop)
+            .figure(figure::CHECKPOINT_BYTES, cost::checkpoint_bytes(&model))
+            .work(unit::TRAIN_FLOP, flop)
+            .output(SNAPSHOT_FOLDER, model.clone().with(FILE_BYTES, snapshots))
+            .output("model", model)
+    }
+
     fn run(ctx: &mut Context, params: &Params, inputs: &Inputs) -> Result<Outputs, Failure> {
         let wrong = |error: ParamError| {
             let failure = Failure::permanent(format!("`{}`: {}", error.path, error.message));
@@ -310,7 +335,8 @@ pub(crate) fn metrics(summary: &Summary) -> Outputs {
         .metric("n_parameters", summary.n_parameters as f64)
         .metric("n_steps", summary.n_steps as f64)
         .metric("n_tokens", summary.n_tokens as f64)
-        .metric("flop", summary.flop);
+        .metric("flop", summary.flop)
+        .metric(unit::TRAIN_FLOP, summary.flop);
     match summary.heldout_loss {
         Some(loss) => outputs.metric("heldout_loss", loss),
         None => outputs,

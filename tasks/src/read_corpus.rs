@@ -13,7 +13,8 @@ use std::io::{BufWriter, Write};
 
 use engine::digest::Digest;
 use engine::task::{
-    Context, Determinism, ExternalFile, Failure, Inputs, Outputs, ParamError, Port, Task,
+    Context, Determinism, Estimate, ExternalFile, Facts, Failure, Inputs, Outputs, ParamError,
+    Port, Predicted, Task,
 };
 use kernels::philox::Philox;
 use schemars::JsonSchema;
@@ -21,6 +22,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::corpus::{CorpusWriter, Document, document_id};
+use crate::cost::{fact, figure, unit};
 use records::Record;
 
 /// Reads files into a corpus.
@@ -156,6 +158,14 @@ impl Task for ReadCorpus {
 
     fn external(params: &Params) -> Vec<String> {
         params.paths.clone()
+    }
+
+    fn cost(params: &Params, inputs: &Predicted) -> Estimate {
+        let documents = params.max_documents.map(|n| n as f64);
+        Estimate::unknown()
+            .figure(figure::DOCUMENTS, documents)
+            .work(unit::TEXT_BYTES, inputs.external_bytes())
+            .output("corpus", Facts::default().with(fact::DOCUMENTS, documents))
     }
 
     fn run(ctx: &mut Context, params: &Params, _: &Inputs) -> Result<Outputs, Failure> {

@@ -3,11 +3,15 @@
 //! Documents are taken in the order of a seeded permutation, so that a smaller sample of the same
 //! seed is a prefix of a larger one.
 
-use engine::task::{Context, Determinism, Failure, Inputs, Outputs, ParamError, Port, Task};
+use engine::task::{
+    Context, Determinism, Estimate, FILE_BYTES, Failure, Inputs, Outputs, ParamError, Port,
+    Predicted, Task,
+};
 use kernels::philox::Philox;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::cost::{fact, figure, ids_bytes};
 use crate::format::tokens::{Tokens, TokensWriter};
 use crate::tokenizer::DOCUMENT_SPECIALS;
 
@@ -104,6 +108,31 @@ impl Task for Sample {
             return Err(ParamError::new("tokens", "0 tokens are no sample"));
         }
         Ok(())
+    }
+
+    fn cost(params: &Params, inputs: &Predicted) -> Estimate {
+        let pool = inputs.one("tokens");
+        let available = pool.get(fact::TOKENS);
+        let tokens = match (params.tokens, available) {
+            (Amount::All, available) => available,
+            (Amount::Tokens(asked), Some(available)) if params.at_most => {
+                Some(available.min(asked as f64))
+            }
+            (Amount::Tokens(asked), _) => Some(asked as f64),
+        };
+        let share = tokens.zip(available).map(|(tokens, available)| tokens / available);
+        let vocabulary = pool.get(fact::VOCABULARY);
+        let drawn = share.map(|share| pool.scaled(share)).unwrap_or_default();
+        Estimate::unknown()
+            .figure(figure::DOCUMENTS, drawn.get(fact::DOCUMENTS))
+            .figure(figure::TOKENS, tokens)
+            .output(
+                "tokens",
+                drawn
+                    .with(fact::TOKENS, tokens)
+                    .with(fact::VOCABULARY, vocabulary)
+                    .with(FILE_BYTES, ids_bytes(tokens, vocabulary)),
+            )
     }
 
     fn run(ctx: &mut Context, params: &Params, inputs: &Inputs) -> Result<Outputs, Failure> {

@@ -5,12 +5,15 @@
 
 use std::collections::BinaryHeap;
 
-use engine::task::{Context, Determinism, Failure, Inputs, Outputs, ParamError, Port, Task};
+use engine::task::{
+    Context, Determinism, Estimate, Failure, Inputs, Outputs, ParamError, Port, Predicted, Task,
+};
 use kernels::philox::Philox;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::corpus::{Corpus, CorpusWriter};
+use crate::cost::{fact, figure, unit};
 
 /// Splits a corpus by document.
 pub struct Split;
@@ -52,6 +55,18 @@ impl Task for Split {
             (Some(_), None) | (None, Some(_)) => Ok(()),
             _ => Err(ParamError::new("", "exactly one of `n_documents` and `fraction` is needed")),
         }
+    }
+
+    fn cost(params: &Params, inputs: &Predicted) -> Estimate {
+        let corpus = inputs.one("corpus");
+        let documents = corpus.get(fact::DOCUMENTS);
+        let by_number = || Some(params.n_documents? as f64 / documents?);
+        let Some(share) = params.fraction.or_else(by_number) else { return Estimate::unknown() };
+        Estimate::unknown()
+            .figure(figure::DOCUMENTS, documents)
+            .work(unit::TEXT_BYTES, corpus.get(fact::TEXT_BYTES))
+            .output("train", corpus.clone().scaled(1.0 - share))
+            .output("heldout", corpus.scaled(share))
     }
 
     fn run(ctx: &mut Context, params: &Params, inputs: &Inputs) -> Result<Outputs, Failure> {

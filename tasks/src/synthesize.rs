@@ -14,13 +14,17 @@ mod tests;
 use std::path::Path;
 use std::sync::Arc;
 
-use engine::task::{Context, Determinism, Failure, Inputs, Outputs, ParamError, Port, Task};
+use engine::task::{
+    Context, Determinism, Estimate, Facts, Failure, Inputs, Outputs, ParamError, Port, Predicted,
+    Task,
+};
 use kernels::Pool;
 use kernels::sampling::Policy;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::corpus::{CorpusWriter, write_json};
+use crate::cost::{self, fact, figure, forward_flop, unit};
 use crate::format::tokens::Tokens;
 use crate::lm::generate::{self, Choice, Decoder, Settings};
 use crate::lm::{Config, Weights, hf};
@@ -177,6 +181,33 @@ impl Task for Synthesize {
         Ok(())
     }
 
+    fn cost(params: &Params, inputs: &Predicted) -> Estimate {
+        let (model, seeds) = (inputs.one("model"), inputs.one("seeds"));
+        // A text is taken to be as long as a seed.
+        let mean = seeds.get(fact::TOKENS).zip(seeds.get(fact::DOCUMENTS)).map(|(t, d)| t / d);
+        let target = params.target_tokens.map(|n| n as f64);
+        let tokens = target.or_else(|| Some(params.n_documents? as f64 * mean?));
+        let documents = params.n_documents.map(|n| n as f64).or_else(|| Some(target? / mean?));
+        let prompts = match params.mode {
+            Mode::Conditional => documents.zip(mean).map(|(n, mean)| n * mean),
+            Mode::Unconditional => Some(0.0),
+        };
+        let flop = || {
+            let all = tokens? + prompts?;
+            forward_flop(&model, all, all / documents?)
+        };
+        let decode = model.get(fact::TOKEN_FLOP).zip(tokens).map(|(flop, tokens)| flop * tokens);
+        Estimate::unknown()
+            .figure(figure::TOKENS, tokens)
+            .figure(figure::DOCUMENTS, documents)
+            .figure(figure::FLOP, flop())
+            .work(unit::DECODE_FLOP, decode)
+            .output(
+                "corpus",
+                Facts::default().with(fact::DOCUMENTS, documents).with(fact::TOKENS, tokens),
+            )
+    }
+
     fn run(ctx: &mut Context, params: &Params, inputs: &Inputs) -> Result<Outputs, Failure> {
         if let Some(dir) = inputs.optional("gate") {
             require_pass(dir)?;
@@ -209,7 +240,9 @@ impl Task for Synthesize {
         let (books, tokens_per_s) = synthesis.finish(&mut writer)?;
         writer.finish()?;
         write_json(&dir.join("synthesis.json"), &books)?;
-        Ok(books.outputs(tokens_per_s))
+        let token_flop = cost::model(weights.config()).get(fact::TOKEN_FLOP).unwrap_or(0.0);
+        let outputs = books.outputs(tokens_per_s);
+        Ok(outputs.metric(unit::DECODE_FLOP, token_flop * books.gross_tokens as f64))
     }
 }
 

@@ -1,11 +1,15 @@
 //! Turns a corpus into token ids, in order, dropping documents that are too short or too long.
 
-use engine::task::{Context, Determinism, Failure, Inputs, Outputs, ParamError, Port, Task};
+use engine::task::{
+    Context, Determinism, Estimate, FILE_BYTES, Failure, Inputs, Outputs, ParamError, Port,
+    Predicted, Task,
+};
 use kernels::Pool;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::corpus::{Corpus, Document};
+use crate::cost::{fact, figure, ids_bytes, unit};
 use crate::format::tokens::TokensWriter;
 use crate::tokenizer::Tokenizer;
 
@@ -60,6 +64,22 @@ impl Task for Tokenize {
         Ok(())
     }
 
+    fn cost(_: &Params, inputs: &Predicted) -> Estimate {
+        let corpus = inputs.one("corpus");
+        let vocabulary = inputs.fact("tokenizer", fact::VOCABULARY);
+        let tokens = corpus.get(fact::TOKENS);
+        Estimate::unknown()
+            .figure(figure::DOCUMENTS, corpus.get(fact::DOCUMENTS))
+            .figure(figure::TOKENS, tokens)
+            .work(unit::TEXT_BYTES, corpus.get(fact::TEXT_BYTES))
+            .output(
+                "tokens",
+                corpus
+                    .with(fact::VOCABULARY, vocabulary)
+                    .with(FILE_BYTES, ids_bytes(tokens, vocabulary)),
+            )
+    }
+
     fn run(ctx: &mut Context, params: &Params, inputs: &Inputs) -> Result<Outputs, Failure> {
         let corpus = Corpus::open(inputs.one("corpus"))?;
         let tokenizer = Tokenizer::open(inputs.one("tokenizer"))?;
@@ -95,6 +115,7 @@ impl Task for Tokenize {
             .help("change `min_document_tokens` or `max_document_tokens`"));
         }
         Ok(Outputs::default()
+            .metric(unit::TEXT_BYTES, corpus.text_bytes() as f64)
             .metric("n_documents", summary.n_documents as f64)
             .metric("n_tokens", summary.n_tokens as f64)
             .metric("n_too_short", n_short as f64)

@@ -3,7 +3,10 @@
 //! The trainer is that of the `tokenizers` crate. Its memory grows with the text and its pair counts
 //! are 32-bit, so it sees a seeded sample of bounded size.
 
-use engine::task::{Context, Determinism, Failure, Inputs, Outputs, ParamError, Port, Task};
+use engine::task::{
+    Context, Determinism, Estimate, Facts, Failure, Inputs, Outputs, ParamError, Port, Predicted,
+    Task,
+};
 use kernels::philox::Philox;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -13,6 +16,7 @@ use tokenizers::{AddedToken, DecoderWrapper, NormalizerWrapper, PostProcessorWra
 use tokenizers::{PreTokenizerWrapper, TokenizerImpl};
 
 use crate::corpus::{Corpus, write_json};
+use crate::cost::{fact, unit};
 use crate::tokenizer::{FILE, SPECIALS, Tokenizer};
 
 /// The byte alphabet and the special tokens are always there.
@@ -89,6 +93,15 @@ impl Task for TrainTokenizer {
                 .help("the trainer's pair counts are 32-bit and would wrap"));
         }
         Ok(())
+    }
+
+    fn cost(params: &Params, inputs: &Predicted) -> Estimate {
+        let sample = params.sample_bytes as f64;
+        let bytes = inputs.fact("corpus", fact::TEXT_BYTES).map(|bytes| bytes.min(sample));
+        Estimate::unknown().work(unit::TEXT_BYTES, bytes).output(
+            "tokenizer",
+            Facts::default().with(fact::VOCABULARY, f64::from(params.vocab_size)),
+        )
     }
 
     fn run(ctx: &mut Context, params: &Params, inputs: &Inputs) -> Result<Outputs, Failure> {

@@ -13,11 +13,14 @@ mod heldout;
 use std::path::{Path, PathBuf};
 
 use engine::digest::Digest;
-use engine::task::{Context, Determinism, Failure, Inputs, Outputs, ParamError, Port, Task};
+use engine::task::{
+    Context, Determinism, Estimate, Failure, Inputs, Outputs, ParamError, Port, Predicted, Task,
+};
 use kernels::Pool;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::cost::{self, fact, figure, unit};
 use crate::format::pairs::Pairs;
 use crate::lm::optimizer::{LearningRate, Shape};
 use crate::lm::trainer::{self, Observer, Recipe, Trainer};
@@ -243,6 +246,31 @@ impl Task for TuneSynthesizer {
             }
             _ => Ok(()),
         }
+    }
+
+    fn cost(params: &Params, inputs: &Predicted) -> Estimate {
+        let start = inputs.one("model");
+        let real = inputs.one("real");
+        let context =
+            params.context.map(|n| n as f64).or_else(|| Some(2.0 * start.get(fact::CONTEXT)?));
+        let pair = real.get(fact::TOKENS).zip(real.get(fact::DOCUMENTS)).map(|(t, d)| 2.0 * t / d);
+        let batch_tokens = match (params.batch_tokens, params.batch_pairs) {
+            (Some(tokens), _) => Some(tokens as f64),
+            (None, pairs) => pairs.zip(pair).map(|(pairs, tokens)| pairs as f64 * tokens),
+        };
+        let pairs = inputs.fact("pairs", fact::PAIRS);
+        let by_epochs = || Some((params.epochs? * pairs? * pair? / batch_tokens?).ceil());
+        let steps = params.steps.map(|n| n as f64).or_else(by_epochs);
+        let tokens = steps.zip(batch_tokens).map(|(steps, tokens)| steps * tokens);
+        let forward = || cost::forward_flop(&start, tokens?, context?);
+        let flop = forward().map(|flop| 3.0 * flop);
+        Estimate::unknown()
+            .figure(figure::TOKENS, tokens)
+            .figure(figure::STEPS, steps)
+            .figure(figure::FLOP, flop)
+            .figure(figure::CHECKPOINT_BYTES, cost::checkpoint_bytes(&start))
+            .work(unit::TRAIN_FLOP, flop)
+            .output("model", start.with(fact::CONTEXT, context))
     }
 
     fn run(ctx: &mut Context, params: &Params, inputs: &Inputs) -> Result<Outputs, Failure> {

@@ -134,6 +134,14 @@ pub struct AttemptRow {
     pub metrics: BTreeMap<String, f64>,
 }
 
+/// A finished key: what its task reported, and the time that all attempts at it took.
+#[derive(Clone, Debug)]
+pub(crate) struct Measured {
+    pub(crate) task: String,
+    pub(crate) metrics: BTreeMap<String, f64>,
+    pub(crate) seconds: f64,
+}
+
 /// A line of a node's log.
 #[derive(Clone, Debug, Serialize)]
 pub struct LogRow {
@@ -202,6 +210,14 @@ const KEY_ATTEMPTS: &str = "
            a.ended_us, a.peak_memory_bytes, a.failure_kind, a.failure_message, a.failure_help,
            a.metrics
       FROM attempt AS a JOIN owner AS w ON w.id = a.owner WHERE a.key = $1 ORDER BY a.epoch";
+
+/// Keys with a finished attempt: its figures, and the time of every attempt.
+const MEASURED: &str = "
+    SELECT k.task, d.metrics,
+           (SELECT CAST(sum(a.ended_us - a.started_us) AS BIGINT) FROM attempt AS a
+             WHERE a.key = k.key AND a.ended_us IS NOT NULL)
+      FROM node_key AS k JOIN attempt AS d ON d.key = k.key AND d.state = 'done'
+     WHERE d.metrics IS NOT NULL ORDER BY k.key, d.epoch";
 
 /// A node's last key; with a name, of that node alone.
 const LOGS: &str = "
@@ -342,6 +358,17 @@ impl Ledger {
             node.outputs.push(OutputRow { port, digest: text, size_bytes, n_files, path });
         }
         Ok(RunDetail { run, text, params, nodes: nodes.into_values().collect() })
+    }
+
+    pub(crate) async fn measured(&self) -> Result<Vec<Measured>, Error> {
+        let mut database = self.database.lock().await;
+        let mut found = Vec::new();
+        for mut row in database.fetch(MEASURED, &[]).await? {
+            let metrics = serde_json::from_str(&row.text(1)).map_err(Error::value)?;
+            let seconds = row.opt_int(2).unwrap_or(0) as f64 / 1e6;
+            found.push(Measured { task: row.text(0), metrics, seconds });
+        }
+        Ok(found)
     }
 
     async fn attempts(&self, key: &str) -> Result<(Option<u32>, Value, Vec<AttemptRow>), Error> {

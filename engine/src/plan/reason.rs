@@ -49,6 +49,11 @@ pub enum Reason {
         /// Who: `host:pid`.
         owner: String,
     },
+    /// Its external files are not there; a run would refuse to start.
+    NoFiles {
+        /// Which pattern finds nothing.
+        problem: String,
+    },
     /// It waits for nodes that run.
     Blocked {
         /// The nearest of them.
@@ -244,6 +249,7 @@ impl fmt::Display for Reason {
                 write!(f, "artifact of port `{port}` is not in this store")
             }
             Self::Elsewhere { owner } => write!(f, "{owner} computes it now"),
+            Self::NoFiles { problem } => f.write_str(problem),
             Self::Blocked { by } => write!(f, "waits for {}", names(by)),
             Self::CutOff { reran } => write!(f, "{} gave the same bytes again", names(reran)),
         }

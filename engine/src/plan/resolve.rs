@@ -57,6 +57,8 @@ pub(crate) struct Resolver<'a> {
     manifests: BTreeMap<Digest, Manifest>,
     health: BTreeMap<Digest, Result<(), String>>,
     externals: BTreeMap<usize, Arc<Resolved>>,
+    /// Nodes whose external files are not there, and which; only while looking.
+    pub(crate) without_files: BTreeMap<usize, String>,
     stats: BTreeMap<String, StatCache>,
 }
 
@@ -78,6 +80,7 @@ impl<'a> Resolver<'a> {
             manifests: BTreeMap::new(),
             health: BTreeMap::new(),
             externals: BTreeMap::new(),
+            without_files: BTreeMap::new(),
             stats: BTreeMap::new(),
         }
     }
@@ -114,6 +117,9 @@ impl<'a> Resolver<'a> {
         let mut ask = Vec::new();
         for index in 0..results.len() {
             if !covered[index] || results[index].is_some() {
+                continue;
+            }
+            if self.without_files.contains_key(&index) {
                 continue;
             }
             let Some(components) = self.components(index, outputs) else { continue };
@@ -319,8 +325,17 @@ impl<'a> Resolver<'a> {
     /// Finds and hashes the external files of all covered nodes.
     async fn read_externals(&mut self, covered: &[bool]) -> Result<(), Error> {
         for (index, covered) in covered.iter().enumerate() {
-            if *covered && !self.pipeline.nodes[index].external.is_empty() {
-                self.read_external(index).await?;
+            if !*covered || self.pipeline.nodes[index].external.is_empty() {
+                continue;
+            }
+            match self.read_external(index).await {
+                // A plan is still worth seeing where the files are on another machine.
+                Err(Error::External {
+                    source: source @ external::Error::NoMatch { .. }, ..
+                }) if self.mode == Mode::Look => {
+                    self.without_files.insert(index, source.to_string());
+                }
+                result => result?,
             }
         }
         Ok(())

@@ -176,6 +176,7 @@ impl Bench {
             stall_timeout: None,
             priority: 0,
             salt: String::new(),
+            expect: BTreeMap::new(),
             place: place.clone(),
             param_places: BTreeMap::from([("text".to_owned(), place)]),
         };

@@ -62,6 +62,7 @@ fn pipeline(dice: &mut Dice, n_nodes: usize) -> Pipeline {
             stall_timeout: None,
             priority: dice.roll(3) as i32,
             salt: String::new(),
+            expect: BTreeMap::new(),
             place: place.clone(),
             param_places: BTreeMap::new(),
         }

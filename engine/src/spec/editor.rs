@@ -116,6 +116,8 @@ fn settings() -> Map<String, Value> {
         "mem" => json!({"type": ["string", "integer"]}),
         "salt" => json!({"type": ["string", "number"]}),
         "pools" => json!({"type": "object", "additionalProperties": of("integer")}),
+        "expect" => json!({"type": "object", "additionalProperties": {
+            "type": "object", "additionalProperties": of("number")}}),
         _ => json!({"type": "string"}),
     };
     let described = |keys: &[(&str, &str)]| {

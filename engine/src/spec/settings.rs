@@ -13,6 +13,7 @@ use super::scalar;
 use super::shape::{self, ShapeKind};
 use super::yaml::{Map, Yaml};
 use crate::graph::{Resources, Retry};
+use crate::task::{Facts, Port};
 
 /// Keys of a node that are its settings, with their help.
 pub(crate) const SETTINGS: &[(&str, &str)] = &[
@@ -23,6 +24,7 @@ pub(crate) const SETTINGS: &[(&str, &str)] = &[
     ("stall_timeout", "longest time without progress, such as `10m`"),
     ("priority", "an integer; ready nodes with a higher one run first"),
     ("salt", "free text in the node's key; change it to force a rerun"),
+    ("expect", "what outputs will hold, for `sbp cost`: a map from port to counts by name"),
 ];
 
 /// Keys of `resources`, with their help.
@@ -52,6 +54,7 @@ pub(crate) struct Settings {
     pub(crate) stall_timeout: Option<Duration>,
     pub(crate) priority: i32,
     pub(crate) salt: String,
+    pub(crate) expect: BTreeMap<String, Facts>,
 }
 
 /// Reads the settings of an entry for one combination of its matrix.
@@ -73,6 +76,7 @@ pub(crate) fn read(
             .integer(layers, "priority", i64::from(i32::MIN), i64::from(i32::MAX))
             .unwrap_or(0) as i32,
         salt: at.text(layers, "salt").unwrap_or_default(),
+        expect: at.expect(layers, entry.kind.as_ref().map_or(&[], |kind| kind.task.outputs())),
     }
 }
 
@@ -248,6 +252,48 @@ impl Lookup<'_, '_> {
         }
         resources.pools = amounts;
         resources
+    }
+
+    /// The facts stated for each output port.
+    fn expect(&mut self, layers: &[&Map<'_>], ports: &[Port]) -> BTreeMap<String, Facts> {
+        let known: Vec<(&str, &str)> = ports.iter().map(|port| (port.name, port.doc)).collect();
+        let mut expect = BTreeMap::new();
+        for map in self.maps(layers, "expect", &known) {
+            for (port, yaml) in &map.0 {
+                let what = format!("`expect.{}` of node `{}`", port.text, self.name);
+                let mut facts = Facts::default();
+                for (name, yaml) in
+                    self.reader.expect_map(yaml, &what).iter().flat_map(|map| &map.0)
+                {
+                    if let Some(value) = self.amount(yaml, &name.text) {
+                        facts = facts.with(&name.text, value);
+                    }
+                }
+                expect.entry(port.text.to_string()).or_insert(facts);
+            }
+        }
+        expect
+    }
+
+    /// A number that is at least 0.
+    fn amount(&mut self, yaml: &Yaml<'_>, key: &str) -> Option<f64> {
+        let tree = self.evaluate(yaml);
+        match &tree.node {
+            TreeNode::Unknown => return None,
+            TreeNode::Scalar(Value::Number(number)) => {
+                if let Some(value) = number.as_f64().filter(|value| *value >= 0.0) {
+                    return Some(value);
+                }
+            }
+            _ => {}
+        }
+        self.wrong_type(
+            &tree,
+            key,
+            "a number of at least 0",
+            &ShapeKind::Number { min: Some(0.0), max: None },
+        );
+        None
     }
 
     fn retry(&mut self, layers: &[&Map<'_>]) -> Retry {

@@ -506,6 +506,7 @@ fn finish(
             stall_timeout: made.settings.stall_timeout,
             priority: made.settings.priority,
             salt: made.settings.salt.clone(),
+            expect: made.settings.expect.clone(),
             place: reader.source.place(entry.span.start),
             param_places: made.param_places.clone(),
         };

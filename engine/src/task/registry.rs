@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::{Context, Determinism, Failure, Inputs, Outputs, ParamError, Port, Task};
+use super::{
+    Context, Determinism, Estimate, Failure, Inputs, Outputs, ParamError, Port, Predicted, Task,
+};
 
 /// A task with its params as JSON.
 pub trait AnyTask: Send + Sync {
@@ -35,6 +37,11 @@ pub trait AnyTask: Send + Sync {
     /// # Errors
     /// As [`Self::canonical`].
     fn external(&self, params: &Value) -> Result<Vec<String>, ParamError>;
+    /// [`Task::cost`], for canonical params.
+    ///
+    /// # Errors
+    /// As [`Self::canonical`].
+    fn cost(&self, params: &Value, inputs: &Predicted) -> Result<Estimate, ParamError>;
     /// [`Task::run`], for canonical params.
     ///
     /// # Errors
@@ -91,6 +98,10 @@ impl<T: Task> AnyTask for Erased<T> {
 
     fn external(&self, params: &Value) -> Result<Vec<String>, ParamError> {
         Ok(T::external(&parse::<T>(params)?))
+    }
+
+    fn cost(&self, params: &Value, inputs: &Predicted) -> Result<Estimate, ParamError> {
+        Ok(T::cost(&parse::<T>(params)?, inputs))
     }
 
     fn run(&self, ctx: &mut Context, params: &Value, inputs: &Inputs) -> Result<Outputs, Failure> {

@@ -20,6 +20,9 @@ pub const SUMMARY_FILE: &str = "pairs.json";
 const KIND: &str = "pairs";
 const VERSION: u32 = 1;
 
+/// Bytes of a pair: two indices and a score.
+pub(crate) const PAIR_BYTES: f64 = (2 * size_of::<u32>() + size_of::<f32>()) as f64;
+
 /// Bins of a score histogram: `[-1, 1]` in steps of 0.02.
 const N_BINS: usize = 100;
 

@@ -24,6 +24,11 @@ struct Metadata {
     backend: String,
 }
 
+/// Bytes of a document with `dim` components: its id, its two rows and its scale.
+pub(crate) fn row_bytes(dim: f64) -> f64 {
+    (size_of::<u64>() + size_of::<f32>()) as f64 + dim * (size_of::<f32>() + size_of::<i8>()) as f64
+}
+
 /// Embeddings of documents, mapped into memory.
 pub struct Vectors {
     container: Container,

@@ -119,3 +119,23 @@ fn unused_params_are_a_warning() {
     assert_eq!(codes, ["spec::unused_param"]);
     assert!(!checked.mistakes.has_errors());
 }
+
+#[test]
+fn expected_facts_are_numbers_of_output_ports() {
+    let text = |expect: &str| {
+        format!(
+            "version: 1\nparams: {{n: 3}}\nnodes:\n  read: {{task: read_corpus, params: {{sources: []}}, \
+             expect: {expect}}}\n"
+        )
+    };
+    let pipeline =
+        pipeline(&text("{corpus: {documents: \"${{ params.n * 2 }}\", tokens: 1e9}}"), &[]);
+    let facts = &pipeline.nodes[0].expect["corpus"];
+    assert_eq!((facts.get("documents"), facts.get("tokens")), (Some(6.0), Some(1e9)));
+    let codes = |expect: &str| -> Vec<&str> {
+        read(&text(expect), &[]).mistakes.iter().map(crate::spec::Mistake::code).collect()
+    };
+    assert!(codes("{corpse: {documents: 1}}").contains(&"spec::unknown_key"));
+    assert!(codes("{corpus: {documents: -1}}").contains(&"spec::wrong_type"));
+    assert!(codes("{corpus: {documents: many}}").contains(&"spec::wrong_type"));
+}
