@@ -86,6 +86,11 @@ impl CheckpointStore {
         Ok(())
     }
 
+    /// Whether there is anything to clear.
+    pub(crate) fn exists(&self) -> bool {
+        self.dir.exists()
+    }
+
     /// Removes every checkpoint, once the node's result is published.
     ///
     /// # Errors

@@ -7,7 +7,7 @@
 //! waiting -> resolving -> finished (its result is there)
 //!                      -> foreign  (another process computes it) -> resolving
 //!                      -> twin     (a node of this run has the same key) -> resolving
-//!                      -> ready -> claiming -> claimed -> running -> finished
+//!                      -> ready -> claiming -> claimed -> running -> publishing -> finished
 //!                                                      -> backoff -> resolving
 //! ```
 //!
@@ -36,6 +36,9 @@ const POLL_US: (i64, i64) = (50_000, 1_000_000);
 /// Nodes are claimed ahead only so far that the work claimed takes about this long.
 const AHEAD_US: i64 = 20_000;
 const AHEAD_MAX: usize = 256;
+/// Results on their way to the ledger: so many at most may have to be made again after a crash. They
+/// share a transaction, which is what makes small tasks cheap.
+const PUBLISHING_MAX: usize = 64;
 
 /// Something that happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +57,8 @@ pub(crate) enum Event {
     Claimed { node: usize },
     /// The claim came too late, or the lease was lost.
     Lost { node: usize },
+    /// The work is done and its result on its way to the ledger: what the attempt held is free.
+    Made { node: usize },
     /// The result is published.
     Published { node: usize },
     /// The attempt ended without a result.
@@ -106,6 +111,7 @@ enum Phase {
     Claiming,
     Claimed,
     Running { started_us: i64, moved_us: i64, stopping: Option<(Why, i64)> },
+    Publishing,
     Finished(NodeState),
 }
 
@@ -147,6 +153,7 @@ pub(crate) struct State {
     twins: BTreeMap<usize, Vec<usize>>,
     n_unfinished: usize,
     n_running: usize,
+    n_publishing: usize,
     stopping: bool,
     halted: bool,
     /// Moving average of attempts' durations, once there is one.
@@ -205,6 +212,7 @@ impl State {
             timed: BTreeSet::new(),
             twins: BTreeMap::new(),
             n_running: 0,
+            n_publishing: 0,
             stopping: false,
             halted: false,
             attempt_us: None,
@@ -256,6 +264,13 @@ impl State {
                 } else if !matches!(self.slot(node).phase, Phase::Finished(_)) {
                     self.set(node, Phase::Resolving);
                     commands.push(Command::Resolve { node });
+                }
+            }
+            Event::Made { node } => {
+                if matches!(self.slot(node).phase, Phase::Running { .. }) {
+                    self.leave(node, now_us);
+                    self.set(node, Phase::Publishing);
+                    self.n_publishing += 1;
                 }
             }
             Event::Published { node } => {
@@ -364,6 +379,7 @@ impl State {
                 let mean_us = self.attempt_us.map_or(took_us, |mean| (mean * 7 + took_us) / 8);
                 self.attempt_us = Some(mean_us);
             }
+            Phase::Publishing => self.n_publishing -= 1,
             Phase::Claiming => {
                 self.claiming.remove(&order);
             }
@@ -504,7 +520,7 @@ impl State {
             match slot.phase {
                 Phase::Running { .. } => self.cancel(node, Why::Stop, now_us, commands),
                 // The ledger's answer is on its way.
-                Phase::Claiming | Phase::Finished(_) => {}
+                Phase::Claiming | Phase::Publishing | Phase::Finished(_) => {}
                 Phase::Claimed => {
                     self.leave(node, now_us);
                     commands.push(Command::Release { node });
@@ -526,7 +542,7 @@ impl State {
         let mut budget = self.free.clone();
         let mut starting = Vec::new();
         for order in &self.claimed {
-            if budget.is_empty() {
+            if budget.is_empty() || self.n_publishing >= PUBLISHING_MAX {
                 break;
             }
             let amounts = self.amounts(order.2);
@@ -586,7 +602,10 @@ impl State {
 
     /// After a failure without `keep_going`: nothing new starts.
     fn halt(&mut self, commands: &mut Vec<Command>) {
-        if self.n_running > 0 || !self.claiming.is_empty() || !self.claimed.is_empty() {
+        if self.n_running + self.n_publishing > 0
+            || !self.claiming.is_empty()
+            || !self.claimed.is_empty()
+        {
             return;
         }
         for node in 0..self.slots.len() {

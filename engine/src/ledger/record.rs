@@ -367,11 +367,12 @@ async fn write(
     insert_keys(database, &batch.keys, now_us).await?;
     publish(database, writer, batch, now_us, &mut reply).await?;
     end(database, writer, batch, now_us).await?;
-    claim(database, writer, batch, now_us, &mut reply).await?;
+    let mut events = claim(database, writer, batch, now_us, &mut reply).await?;
     update_nodes(database, writer, batch).await?;
     insert_reports(database, batch, is_first).await?;
     if is_first {
-        insert_events(database, writer.run, &batch.events).await?;
+        events.extend(batch.events.iter().cloned());
+        insert_events(database, writer.run, &events).await?;
     }
     if let Some(until_us) = batch.lease_until_us {
         let binds = [Bind::Text(&writer.owner.id), Bind::Int(until_us)];
@@ -413,15 +414,16 @@ async fn insert_keys(
     Ok(())
 }
 
+/// Gives the events of what was granted.
 async fn claim(
     database: &mut Database,
     writer: &Writer<'_>,
     batch: &Batch,
     now_us: i64,
     reply: &mut Reply,
-) -> Result<(), Error> {
+) -> Result<Vec<EventRow>, Error> {
     if batch.claims.is_empty() {
-        return Ok(());
+        return Ok(Vec::new());
     }
     let claims = batch.claims.values();
     let rows: Vec<_> = claims.map(|claim| (claim.key, claim.epoch, claim.stale_lease_us)).collect();
@@ -431,7 +433,7 @@ async fn claim(
         reply.claimed.insert(row.text(0).parse().map_err(Error::value)?, row.int(1));
     }
     if reply.claimed.is_empty() {
-        return Ok(());
+        return Ok(Vec::new());
     }
     let node = |key: &NodeKey| batch.claims.get(key).map_or("", |claim| claim.node.as_str());
     let rows: Vec<_> = reply.claimed.iter().map(|(key, epoch)| (key, epoch, node(key))).collect();
@@ -454,7 +456,7 @@ async fn claim(
         kind: "attempt_started",
         detail: None,
     });
-    insert_events(database, writer.run, &claimed.collect::<Vec<_>>()).await
+    Ok(claimed.collect())
 }
 
 async fn publish(

@@ -46,12 +46,15 @@ pub(super) struct Done {
 pub(super) struct Made {
     pub(super) outputs: BTreeMap<String, Published>,
     pub(super) metrics: BTreeMap<String, f64>,
+    /// Whether checkpoints are left, of this attempt or an earlier one.
+    pub(super) has_checkpoints: bool,
 }
 
 impl Job {
     /// Runs to the end and reports how it was.
     pub(super) fn run(self) {
         let Self { node, epoch, task, params, context, inputs, external, .. } = self;
+        let checkpoints = context.checkpoints.clone();
         let mut context = Context::new(context);
         let run = AssertUnwindSafe(|| task.run(&mut context, &params, &inputs));
         let mut result = match catch_unwind(run) {
@@ -66,8 +69,11 @@ impl Job {
             let path = file.path.display();
             result = Err(Failure::transient(format!("`{path}` changed while the task ran")));
         }
-        let result = result
+        let mut result = result
             .and_then(|outputs| publish(&*task, outputs, &self.work_dir, &self.store, &self.clock));
+        if let Ok(made) = &mut result {
+            made.has_checkpoints = checkpoints.exists();
+        }
         // What stays is removed when the next run starts.
         let _ = remove_tree(&self.work_dir);
         // The run may have ended without waiting for this attempt.
@@ -105,7 +111,7 @@ fn publish(
         })?;
         made.insert(port.name.to_owned(), published);
     }
-    Ok(Made { outputs: made, metrics: outputs.metrics })
+    Ok(Made { outputs: made, metrics: outputs.metrics, has_checkpoints: false })
 }
 
 /// Keeps the reports of an attempt until the event loop takes them.

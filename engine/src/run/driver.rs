@@ -244,6 +244,7 @@ impl<'a> Driver<'a> {
         }
         let recover = asks.iter().any(|ask| self.watched.contains_key(&ask.node));
         self.sequence += 1;
+        let ends_attempts = !self.batch.publishes.is_empty() || !self.batch.ends.is_empty();
         let cargo = Cargo {
             resolver,
             batch: std::mem::take(&mut self.batch),
@@ -252,7 +253,7 @@ impl<'a> Driver<'a> {
             run: self.run.clone(),
             lease_until_us: self.lease_until_us(),
             sequence: self.sequence,
-            peak_memory_bytes: peak_memory_bytes(),
+            peak_memory_bytes: if ends_attempts { peak_memory_bytes() } else { 0 },
             trouble: self.trouble.0.clone(),
         };
         Some(Box::pin(fly(self.engine, cargo)))

@@ -92,7 +92,8 @@ fn answer(dice: &mut Dice, command: Command, now_us: i64) -> Option<(i64, Event)
             1 | 2 => Event::Failed { node, kind: FailureKind::Transient },
             3 => Event::Lost { node },
             4 => Event::Failed { node, kind: FailureKind::Parked },
-            _ => Event::Published { node },
+            5 => Event::Published { node },
+            _ => Event::Made { node },
         },
         _ => return None,
     };
@@ -113,6 +114,7 @@ fn simulate(seed: u64) {
     let mut events = vec![Event::Start];
     let mut finished: BTreeMap<usize, NodeState> = BTreeMap::new();
     let mut running: BTreeMap<usize, u32> = BTreeMap::new();
+    let mut publishing: BTreeSet<usize> = BTreeSet::new();
     if let Some(at_us) = stop_at_us {
         queue.insert((at_us, events.len()));
         events.push(Event::Stop);
@@ -132,7 +134,22 @@ fn simulate(seed: u64) {
                 (wake_us, Event::Tick)
             }
         };
-        if let Event::Published { node } | Event::Failed { node, .. } | Event::Lost { node } = event
+        if let Event::Made { node } = event
+            && running.remove(&node).is_some()
+        {
+            // The ledger answers, and now and then it has given the key to another process.
+            let answer =
+                if dice.roll(9) == 0 { Event::Lost { node } } else { Event::Published { node } };
+            publishing.insert(node);
+            queue.insert((now_us + dice.roll(30_000) as i64, events.len()));
+            events.push(answer);
+        } else if let Event::Published { node } | Event::Lost { node } = event
+            && publishing.remove(&node)
+        {
+        } else if let Event::Made { node }
+        | Event::Published { node }
+        | Event::Failed { node, .. }
+        | Event::Lost { node } = event
             && running.remove(&node).is_none()
             && !matches!(event, Event::Lost { .. })
         {

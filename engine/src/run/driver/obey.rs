@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::super::attempt::{Buffer, Done, Job, Made, failure};
+use super::super::attempt::{Buffer, Done, Job, failure};
 use super::super::key_row;
 use super::super::report::{NodeState, RunEvent};
 use super::{Attempt, Driver};
@@ -23,7 +23,7 @@ impl Driver<'_> {
         let places = artifacts(&self.engine.store, &outputs);
         self.outputs[node] = Some(outputs);
         self.ran.insert(node);
-        if let Some(attempt) = attempt {
+        if let Some(attempt) = attempt.filter(|_| made.has_checkpoints) {
             // Only now is the work of the checkpoints safe elsewhere.
             let checkpoints = self.engine.store.checkpoints(attempt.key);
             let clear = move || {
@@ -201,11 +201,11 @@ impl Driver<'_> {
         };
         let key = attempt.key;
         match result {
-            Ok(Made { outputs, metrics }) => {
-                let publish =
-                    Publish { key, epoch, outputs: outputs.clone(), metrics: metrics.clone() };
-                self.batch.publishes.insert(key, publish);
-                self.made.insert(node, Made { outputs, metrics });
+            Ok(made) => {
+                let (outputs, metrics) = (made.outputs.clone(), made.metrics.clone());
+                self.batch.publishes.insert(key, Publish { key, epoch, outputs, metrics });
+                self.made.insert(node, made);
+                self.step(Event::Made { node });
             }
             Err(failure) => {
                 if external_changed {
