@@ -15,7 +15,7 @@ start_postgres() {
   local bin
   bin=$(find_postgres)
   if [ -z "$bin" ]; then
-    need initdb-of-the-server=postgresql
+    install postgresql
     bin=$(find_postgres)
     [ -n "$bin" ] || die "there is no initdb in PATH or /usr/lib/postgresql after installing postgresql"
   fi

@@ -9,16 +9,20 @@ need() {
   for pair in "$@"; do
     command -v "${pair%%=*}" >/dev/null || missing+=("${pair#*=}")
   done
-  [ ${#missing[@]} -gt 0 ] || return 0
-  command -v apt-get >/dev/null || die "please install ${missing[*]}; there is no apt-get here to do it"
+  [ ${#missing[@]} -eq 0 ] || install "${missing[@]}"
+}
+
+# install PACKAGE...: installs Debian packages, as root or through sudo.
+install() {
+  command -v apt-get >/dev/null || die "please install $*; there is no apt-get here to do it"
   local root=()
   if [ "$(id -u)" != 0 ]; then
-    command -v sudo >/dev/null || die "please install ${missing[*]}; that needs root, and there is no sudo"
+    command -v sudo >/dev/null || die "please install $*; that needs root, and there is no sudo"
     root=(sudo)
   fi
-  say "installing ${missing[*]}"
+  say "installing $*"
   "${root[@]}" apt-get update -qq
-  DEBIAN_FRONTEND=noninteractive "${root[@]}" apt-get install -y -qq --no-install-recommends "${missing[@]}" >&2
+  DEBIAN_FRONTEND=noninteractive "${root[@]}" apt-get install -y -qq --no-install-recommends "$@" >&2
 }
 
 # Finds cargo, also where rustup put it and this shell has not seen it, and checks its version.

@@ -77,9 +77,18 @@ fn load_with(args: &PipelineArgs, registry: &Registry, printer: Printer) -> Resu
     }
 }
 
+/// Opens store and ledger to work with them.
 async fn open(place: Place) -> Result<Engine> {
-    let settings = engine::Settings { ledger: place.ledger, ..engine::Settings::new(place.dir) };
-    Ok(Engine::open(settings).await?)
+    Ok(Engine::open(settings(place)).await?)
+}
+
+/// Opens store and ledger to ask them, which makes and needs nothing that can be written.
+async fn look(place: Place) -> Result<Engine> {
+    Ok(Engine::look(settings(place)).await?)
+}
+
+fn settings(place: Place) -> engine::Settings {
+    engine::Settings { ledger: place.ledger, ..engine::Settings::new(place.dir) }
 }
 
 /// A time span in microseconds, for people.

@@ -9,7 +9,7 @@ use miette::{MietteDiagnostic, MietteHandlerOpts, Report};
 use serde_json::{Value, json};
 
 use crate::exit::ExitStatus;
-use crate::printer::{self, Printer};
+use crate::printer::{self, Format, Printer};
 
 /// Why a command could not do what was asked.
 #[derive(Debug)]
@@ -77,6 +77,27 @@ impl Error {
         }
         self.status
     }
+}
+
+/// Prints the help that was asked for, or what is wrong with the command line, where `--json` among
+/// the arguments asks for a line of JSON too.
+pub(crate) fn report_usage(error: &clap::Error) -> ExitStatus {
+    // Where there is nobody left to tell, the status still says it.
+    let _ = error.print();
+    if !error.use_stderr() {
+        return ExitStatus::Done;
+    }
+    let status = ExitStatus::Usage;
+    if std::env::args_os().any(|arg| arg == "--json") {
+        let text = error.to_string();
+        let first = text.lines().next().unwrap_or_default();
+        let message = first.strip_prefix("error: ").unwrap_or(first);
+        let line = json!({"error": {
+            "exit_code": status.code(), "message": message, "mistakes": null,
+        }});
+        let _ = Printer::new(Format::Json, false).json(&line);
+    }
+    status
 }
 
 impl From<engine::Error> for Error {

@@ -5,7 +5,7 @@
 //! | 0 | done: what was asked for is there |
 //! | 1 | a node failed, or `verify` found damage |
 //! | 2 | bad usage, or a mistake in the pipeline |
-//! | 3 | the store or the ledger cannot be used |
+//! | 3 | the store, the ledger or stdout cannot be used |
 //! | 4 | nothing failed, but a node is parked at a gate |
 //! | 130 | interrupted; the run can be resumed by the same command |
 
@@ -17,7 +17,7 @@ Exit codes:
     0  done
     1  a node failed, or `verify` found damage
     2  bad usage, or a mistake in the pipeline
-    3  the store or the ledger cannot be used
+    3  the store, the ledger or stdout cannot be used
     4  nothing failed, but a node is parked at a gate
   130  interrupted; the same command resumes the run";
 
@@ -30,7 +30,7 @@ pub(crate) enum ExitStatus {
     NodeFailed,
     /// Bad usage, or a mistake in the pipeline.
     Usage,
-    /// The store or the ledger cannot be used.
+    /// The store, the ledger or stdout cannot be used.
     Storage,
     /// Nothing failed, but a node waits for an operator.
     Parked,

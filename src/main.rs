@@ -16,7 +16,10 @@ use clap::Parser as _;
 use exit::ExitStatus;
 
 fn main() -> ExitStatus {
-    let cli = cli::Cli::parse();
+    let cli = match cli::Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return error::report_usage(&error),
+    };
     settings::set_colors(cli.global.color);
     error::install_handler();
     let printer = settings::printer(&cli.global);

@@ -40,15 +40,21 @@ impl Printer {
         self.quiet
     }
 
-    /// Writes data, as it is.
+    /// Writes data, as it is. Where the reader has gone (`| head`), the rest is not wanted.
     ///
     /// # Errors
     /// When stdout cannot be written.
     #[expect(clippy::unused_self, reason = "all output goes through the printer")]
     pub(crate) fn data(self, text: impl Display) -> io::Result<()> {
         let mut stdout = io::stdout().lock();
-        write!(stdout, "{text}")?;
-        stdout.flush()
+        match write!(stdout, "{text}").and_then(|()| stdout.flush()) {
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+            Err(error) => {
+                let message = format!("cannot write to stdout: {error}");
+                Err(io::Error::new(error.kind(), message))
+            }
+            Ok(()) => Ok(()),
+        }
     }
 
     /// Writes one line of JSON to stdout.

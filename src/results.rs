@@ -58,6 +58,8 @@ fn arms(comparison: &Comparison) -> Table {
         ">OF ORACLE",
     ];
     let mut table = Table::new(&titles);
+    // What is left fits 80 columns: arm, loss, perplexity, and the difference with its interval.
+    table.spare(&[1, 5, 3, 7, 2]);
     for arm in &comparison.arms {
         let source = |name: &str, field: &str| {
             let sources = arm.books["sources"].as_array()?;

@@ -6,6 +6,8 @@ use console::measure_text_width;
 pub(crate) struct Table {
     columns: Vec<Column>,
     rows: Vec<Vec<String>>,
+    /// Columns to leave out when there is no room for all, the first to go first.
+    spare: Vec<usize>,
 }
 
 struct Column {
@@ -26,7 +28,7 @@ impl Table {
     /// A table whose columns have these titles. A title that starts with `>` makes a column of
     /// numbers, aligned to the right.
     pub(crate) fn new(titles: &[&str]) -> Self {
-        let mut table = Self { columns: Vec::new(), rows: Vec::new() };
+        let mut table = Self { columns: Vec::new(), rows: Vec::new(), spare: Vec::new() };
         for title in titles {
             match title.strip_prefix('>') {
                 Some(title) => table.column(title, Align::Right),
@@ -51,13 +53,18 @@ impl Table {
         self.rows.push(cells);
     }
 
+    /// Names columns to leave out when there is no room for all, the first to go first.
+    pub(crate) fn spare(&mut self, columns: &[usize]) {
+        self.spare = columns.to_vec();
+    }
+
     /// Whether there is no row.
     pub(crate) fn is_empty(&self) -> bool {
         self.rows.is_empty()
     }
 
-    /// The table as text that ends with a line break. With a `width`, the last column wraps where
-    /// it would reach further.
+    /// The table as text that ends with a line break. With a `width`, spare columns are left out
+    /// and the last column wraps where it would reach further.
     pub(crate) fn render(&self, width: Option<usize>) -> String {
         let widths: Vec<usize> = self
             .columns
@@ -68,18 +75,20 @@ impl Table {
                 cells.chain([column.title.chars().count()]).max().unwrap_or(0)
             })
             .collect();
-        let indent: usize = widths.iter().rev().skip(1).map(|width| width + 2).sum();
+        let shown = self.shown(&widths, width);
+        let indent: usize = shown.iter().rev().skip(1).map(|&c| widths[c] + 2).sum();
         let room = width.map(|width| width.saturating_sub(indent).max(WRAP_MIN));
         let titles: Vec<String> =
             self.columns.iter().map(|column| column.title.to_uppercase()).collect();
         let mut text = String::new();
         for row in std::iter::once(&titles).chain(&self.rows) {
             let mut line = String::new();
-            for (c, cell) in row.iter().enumerate() {
+            for &c in &shown {
+                let cell = &row[c];
                 let pad = " ".repeat(widths[c] - measure_text_width(cell));
                 match (self.columns[c].align, room) {
                     (Align::Right, _) => line.extend([pad.as_str(), cell]),
-                    (Align::Left, Some(room)) if c + 1 == row.len() => {
+                    (Align::Left, Some(room)) if Some(&c) == shown.last() => {
                         line.push_str(&wrap(cell, room, indent));
                     }
                     (Align::Left, _) => line.extend([cell, pad.as_str()]),
@@ -90,6 +99,22 @@ impl Table {
             text.push('\n');
         }
         text
+    }
+}
+
+impl Table {
+    /// The columns there is room for.
+    fn shown(&self, widths: &[usize], room: Option<usize>) -> Vec<usize> {
+        let mut shown: Vec<usize> = (0..self.columns.len()).collect();
+        let Some(room) = room else { return shown };
+        for spare in &self.spare {
+            let total: usize = shown.iter().map(|&c| widths[c] + 2).sum();
+            if total <= room + 2 {
+                break;
+            }
+            shown.retain(|c| c != spare);
+        }
+        shown
     }
 }
 
@@ -137,5 +162,17 @@ mod tests {
             table.render(Some(30)),
             "NODE  WHY\na     param `steps` changed\n      from 10 to 20\n"
         );
+    }
+
+    #[test]
+    fn spare_columns_go_in_their_order() {
+        let mut table = Table::new(&["arm", "role", ">loss", ">shown"]);
+        table.row(["sbp", "treatment", "5.426", "1.0x"].map(str::to_owned));
+        table.spare(&[1, 3]);
+        let titles = |width| table.render(Some(width)).lines().next().map(str::to_owned);
+        assert_eq!(titles(28).as_deref(), Some("ARM  ROLE        LOSS  SHOWN"));
+        assert_eq!(titles(27).as_deref(), Some("ARM   LOSS  SHOWN"));
+        assert_eq!(titles(16).as_deref(), Some("ARM   LOSS"));
+        assert_eq!(table.render(None).lines().count(), 2);
     }
 }

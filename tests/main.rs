@@ -4,6 +4,7 @@
 #![expect(clippy::print_stdout, reason = "a failing test shows what it printed")]
 
 mod bench;
+mod browser;
 mod cli;
 mod cost;
 mod documents;

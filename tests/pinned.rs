@@ -126,7 +126,7 @@ const PINS: &[Pin] = &[
             ],
         ),
     ),
-    pin("gate", 1, "gate", Figures(1e-3, &[("non_repetition", 0.71875), ("pass", 0.0)])),
+    pin("gate", 2, "gate", Figures(1e-3, &[("non_repetition", 0.71875), ("pass", 0.0)])),
     pin(
         "synthesize",
         1,

@@ -228,6 +228,20 @@ pub(crate) struct Ledger {
     /// The only connection: one writer, which also reads.
     database: Mutex<Database>,
     clock: Clock,
+    read_only: Option<ReadOnly>,
+}
+
+/// What a ledger that cannot be written is read from.
+struct ReadOnly {
+    /// Held while the ledger is open: a copy with the changes that were not yet in the main file.
+    _copy: Option<tempfile::TempDir>,
+}
+
+/// Whether a `SQLite` database can be opened in the ordinary way, which writes beside it.
+fn is_writable(path: &Path) -> bool {
+    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let writable = |path: &Path| rustix::fs::access(path, rustix::fs::Access::WRITE_OK).is_ok();
+    writable(path) && writable(dir)
 }
 
 impl Ledger {
@@ -237,9 +251,43 @@ impl Ledger {
             let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty());
             refuse_network(dir.unwrap_or(Path::new(".")))?;
         }
+        Self::connect(location, clock).await
+    }
+
+    async fn connect(location: &Location, clock: &Clock) -> Result<Self, Error> {
         let mut database = Database::connect(location).await?;
         schema::migrate(&mut database, clock.now_us()).await?;
-        Ok(Self { database: Mutex::new(database), clock: clock.clone() })
+        Ok(Self { database: Mutex::new(database), clock: clock.clone(), read_only: None })
+    }
+
+    /// Opens the ledger for questions. A missing `SQLite` file is an empty ledger, and one that
+    /// cannot be written is read as it is.
+    pub(crate) async fn look(location: &Location, clock: &Clock) -> Result<Self, Error> {
+        let Location::Sqlite(path) = location else { return Self::open(location, clock).await };
+        if !path.exists() {
+            return Self::connect(&Location::Sqlite(PathBuf::from(":memory:")), clock).await;
+        }
+        if is_writable(path) {
+            return Self::open(location, clock).await;
+        }
+        Self::read_as_it_is(path, location, clock).await
+    }
+
+    /// Opens a `SQLite` ledger without writing anything beside it.
+    pub(crate) async fn read_as_it_is(
+        path: &Path,
+        location: &Location,
+        clock: &Clock,
+    ) -> Result<Self, Error> {
+        let (mut database, copy) = Database::connect_read_only(path, location).await?;
+        schema::refuse_other(&mut database, location).await?;
+        let read_only = Some(ReadOnly { _copy: copy });
+        Ok(Self { database: Mutex::new(database), clock: clock.clone(), read_only })
+    }
+
+    /// Whether nothing can be written to it.
+    pub(crate) fn is_read_only(&self) -> bool {
+        self.read_only.is_some()
     }
 }
 

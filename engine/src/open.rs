@@ -127,11 +127,23 @@ impl Engine {
         let owner = Owner::this_process(clock.now_us(), salt);
         let fresh_id = Digest::of(format!("store {}", owner.id).as_bytes()).short();
         let store = blocking(|| Store::open(&dir, &fresh_id))?;
-        let location = match ledger {
-            Some(text) => Location::parse(&text),
-            None => Location::Sqlite(store.dir().join("ledger.db")),
-        };
+        let location = location(ledger, &store);
         let ledger = Arc::new(Ledger::open(&location, &clock).await?);
+        Ok(Self { store, ledger, clock, lease, owner })
+    }
+
+    /// Opens store and ledger for questions: [`Engine::plan`] and the operators' views. Makes
+    /// nothing; a missing store or ledger is an empty one, and a read-only one will do.
+    ///
+    /// # Errors
+    /// [`Error::Store`] or [`Error::Ledger`]: damaged, made by a newer program, unreachable.
+    pub async fn look(settings: Settings) -> Result<Self, Error> {
+        let Settings { dir, ledger, lease, clock } = settings;
+        let salt = N_ENGINES.fetch_add(1, Ordering::Relaxed);
+        let owner = Owner::this_process(clock.now_us(), salt);
+        let store = blocking(|| Store::look(&dir))?;
+        let location = location(ledger, &store);
+        let ledger = Arc::new(Ledger::look(&location, &clock).await?);
         Ok(Self { store, ledger, clock, lease, owner })
     }
 
@@ -150,5 +162,12 @@ impl Engine {
     /// The artifact folder.
     pub fn store(&self) -> &Store {
         &self.store
+    }
+}
+
+fn location(ledger: Option<String>, store: &Store) -> Location {
+    match ledger {
+        Some(text) => Location::parse(&text),
+        None => Location::Sqlite(store.dir().join("ledger.db")),
     }
 }

@@ -110,6 +110,29 @@ impl Store {
         Ok(Self { dir, id })
     }
 
+    /// The store in `dir` as it is, for reading: nothing is made, a missing one is empty.
+    ///
+    /// # Errors
+    /// When it cannot be read, or was made by a newer program.
+    pub fn look(dir: &Path) -> Result<Self, Error> {
+        let dir = std::path::absolute(dir).map_err(Error::io("find folder", dir))?;
+        let read = |name: &str| {
+            let path = dir.join(name);
+            match fs::read_to_string(&path) {
+                Ok(text) => Ok(Some(text.trim().to_owned())),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+                Err(error) => Err(Error::io("read", &path)(error)),
+            }
+        };
+        match read("version")? {
+            Some(found) if found != VERSION => Err(Error::NewerLayout { path: dir, found }),
+            _ => {
+                let id = read("id")?.unwrap_or_default();
+                Ok(Self { dir, id })
+            }
+        }
+    }
+
     /// Names this store in the ledger.
     pub fn id(&self) -> &str {
         &self.id

@@ -6,7 +6,7 @@ use engine::ledger::Lines;
 use engine::task::LogLevel;
 
 use crate::cli::LogsArgs;
-use crate::commands::open;
+use crate::commands::look;
 use crate::error::Result;
 use crate::exit::ExitStatus;
 use crate::human;
@@ -14,7 +14,7 @@ use crate::printer::Printer;
 use crate::settings::Place;
 
 pub(crate) async fn run(args: LogsArgs, place: Place, printer: Printer) -> Result<ExitStatus> {
-    let engine = open(place).await?;
+    let engine = look(place).await?;
     let rows = engine.logs(&args.run, &args.node, Lines::Last(args.lines)).await?;
     if printer.is_json() {
         printer.json(&rows)?;

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use engine::cost::{self, NodeCost};
-use engine::plan::{Plan, PlannedState, Reason};
+use engine::plan::{Plan, PlannedNode, PlannedState, Reason};
 
 use crate::cli::PipelineArgs;
-use crate::commands::{load, open};
+use crate::commands::{load, look};
 use crate::error::Result;
 use crate::exit::ExitStatus;
 use crate::human;
@@ -17,7 +17,7 @@ use crate::table::{Align, Table};
 
 pub(crate) async fn run(args: PipelineArgs, place: Place, printer: Printer) -> Result<ExitStatus> {
     let pipeline = load(&args, printer)?;
-    let engine = open(place).await?;
+    let engine = look(place).await?;
     let plan = engine.plan(&pipeline, &settings::targets(&args)).await?;
     if printer.is_json() {
         printer.json(&plan)?;
@@ -35,8 +35,13 @@ pub(crate) async fn run(args: PipelineArgs, place: Place, printer: Printer) -> R
     let n_total = plan.nodes.len();
     let mut counts = format!("{n_total} nodes: {n_cached} cached, {n_run} to run");
     if n_blocked > 0 {
-        let _ =
-            write!(counts, ", {n_blocked} after them, where what comes out differs from before");
+        let _ = write!(counts, ", {n_blocked} after them");
+        let is_rerun = |node: &PlannedNode| {
+            node.reason.as_ref().is_some_and(|reason| matches!(reason, Reason::Changed { .. }))
+        };
+        if plan.nodes.iter().any(is_rerun) {
+            counts.push_str(" unless those give the same bytes as before");
+        }
     }
     printer.talk(counts);
     Ok(ExitStatus::Done)

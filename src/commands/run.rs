@@ -1,5 +1,6 @@
 //! `sbp run`: runs what is missing.
 
+use std::fs;
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -8,7 +9,7 @@ use std::time::Duration;
 
 use engine::graph::Pipeline;
 use engine::run::{Options, RunState, RunSummary, Stop};
-use engine::task::FailureKind;
+use engine::task::{Failure, FailureKind};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::cli::RunArgs;
@@ -71,19 +72,37 @@ pub(super) fn status(state: RunState) -> ExitStatus {
     }
 }
 
+/// Each different failure with the nodes that met it; arms of a study often fail alike.
+fn failures(summary: &RunSummary) -> Vec<(&Failure, Vec<&str>)> {
+    let mut distinct: Vec<(&Failure, Vec<&str>)> = Vec::new();
+    for failed in &summary.failures {
+        let (failure, node) = (&failed.failure, failed.node.as_str());
+        let same = |known: &Failure| {
+            known.kind == failure.kind && known.to_string() == failure.to_string()
+        };
+        match distinct.iter_mut().find(|(known, _)| same(known)) {
+            Some((_, nodes)) => nodes.push(node),
+            None => distinct.push((failure, vec![node])),
+        }
+    }
+    distinct
+}
+
 /// Says how the run ended, and for each failure what to do.
 fn tell(summary: &RunSummary, elapsed: Duration, printer: Printer) {
-    for failed in &summary.failures {
-        let word = match failed.failure.kind {
+    for (failure, nodes) in failures(summary) {
+        let word = match failure.kind {
             FailureKind::Parked => "parked",
             _ => "failed",
         };
         let styled = state_style(word).for_stderr().apply_to(word);
-        printer.warn(format!("\nnode `{}` {styled}: {}", failed.node, failed.failure));
-        if let Some(help) = &failed.failure.help {
+        let names: Vec<String> = nodes.iter().map(|name| format!("`{name}`")).collect();
+        let noun = if nodes.len() == 1 { "node" } else { "nodes" };
+        printer.warn(format!("\n{noun} {} {styled}: {failure}", names.join(", ")));
+        if let Some(help) = &failure.help {
             printer.warn(format!("  help: {help}"));
         }
-        printer.warn(format!("  log:  sbp logs '{}' --run {}", failed.node, summary.run));
+        printer.warn(format!("  log:  sbp logs '{}' --run {}", nodes[0], summary.run));
     }
     let nodes = &summary.nodes;
     let mut parts = vec![format!("{} ran", nodes.ran), format!("{} cached", nodes.cached)];
@@ -118,17 +137,30 @@ where
 {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
+    // The terminal is gone, and what the run has done must not go with it; under `nohup` the run
+    // goes on.
+    let mut hang_up = if ignores_hang_up() { None } else { Some(signal(SignalKind::hangup())?) };
     loop {
         tokio::select! {
             ended = &mut run => return Ok(Some(ended?)),
             _ = interrupt.recv() => {}
             _ = terminate.recv() => {}
+            Some(()) = async { hang_up.as_mut()?.recv().await } => {}
         }
         if stop.count() >= 2 {
             return Ok(None);
         }
         stop.request();
     }
+}
+
+/// Whether this process was started to outlive its terminal.
+fn ignores_hang_up() -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    // Signal 1 is the lowest bit.
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+        .is_some_and(|mask| mask & 1 == 1)
 }
 
 /// Draws the progress again and again, on a thread of its own so that a busy run cannot hold it up.

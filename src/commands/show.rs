@@ -7,7 +7,7 @@ use engine::ledger::{AttemptRow, NodeDetail, OutputRow};
 use serde_json::Value;
 
 use crate::cli::NodeArgs;
-use crate::commands::{open, took};
+use crate::commands::{look, took};
 use crate::error::Result;
 use crate::exit::ExitStatus;
 use crate::human;
@@ -16,7 +16,7 @@ use crate::settings::Place;
 use crate::table::Table;
 
 pub(crate) async fn run(args: NodeArgs, place: Place, printer: Printer) -> Result<ExitStatus> {
-    let engine = open(place).await?;
+    let engine = look(place).await?;
     let detail = engine.node_detail(&args.run, &args.node).await?;
     if printer.is_json() {
         printer.json(&detail)?;

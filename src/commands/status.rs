@@ -5,7 +5,7 @@ use engine::ledger::{RunDetail, RunNodeRow, RunRow};
 use engine::run::NodeState;
 
 use crate::cli::StatusArgs;
-use crate::commands::{open, took};
+use crate::commands::{look, took};
 use crate::error::Result;
 use crate::exit::ExitStatus;
 use crate::human;
@@ -17,7 +17,7 @@ use crate::table::Table;
 const RUNS_MAX: usize = 20;
 
 pub(crate) async fn run(args: StatusArgs, place: Place, printer: Printer) -> Result<ExitStatus> {
-    let engine = open(place).await?;
+    let engine = look(place).await?;
     match args.run {
         Some(run) => one(&engine, &run, printer).await,
         None => list(&engine, printer).await,

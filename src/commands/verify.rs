@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::commands::open;
+use crate::commands::look;
 use crate::error::{Error, Result};
 use crate::exit::ExitStatus;
 use crate::human;
@@ -10,7 +10,7 @@ use crate::printer::{Printer, state_style};
 use crate::settings::Place;
 
 pub(crate) async fn run(place: Place, printer: Printer) -> Result<ExitStatus> {
-    let engine = open(place).await?;
+    let engine = look(place).await?;
     let store = engine.store();
     let digests = store.artifacts().map_err(|error| Error::storage(&error))?;
     let (mut n_bytes, mut damaged) = (0, Vec::new());

@@ -7,7 +7,7 @@ use engine::plan::Reason;
 use engine::run::NodeState;
 
 use crate::cli::NodeArgs;
-use crate::commands::open;
+use crate::commands::look;
 use crate::error::Result;
 use crate::exit::ExitStatus;
 use crate::human;
@@ -15,7 +15,7 @@ use crate::printer::Printer;
 use crate::settings::Place;
 
 pub(crate) async fn run(args: NodeArgs, place: Place, printer: Printer) -> Result<ExitStatus> {
-    let engine = open(place).await?;
+    let engine = look(place).await?;
     let detail = engine.node_detail(&args.run, &args.node).await?;
     if printer.is_json() {
         printer.json(&serde_json::json!({

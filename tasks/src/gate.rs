@@ -91,7 +91,7 @@ pub struct Figure {
 
 impl Task for Gate {
     const KIND: &'static str = "gate";
-    const REVISION: u32 = 1;
+    const REVISION: u32 = 2;
     const SUMMARY: &'static str = "compares quality figures with limits, and stops or goes on";
     const DETERMINISM: Determinism = Determinism::Bitwise;
     const INPUTS: &'static [Port] = &[Port::one("quality", "quality", "what was measured")];

@@ -4,6 +4,9 @@
 //! arrays bound as `$1`, which is how thousands of rows travel in one statement on both databases.
 
 use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
@@ -15,8 +18,10 @@ use sqlx::{
     AssertSqlSafe, Column, ConnectOptions, PgConnection, Row as _, SqliteConnection, TypeInfo,
     ValueRef,
 };
+use tempfile::TempDir;
 
 use super::Error;
+use crate::plan::blocking;
 
 /// A writer waits this long for another process's transaction.
 const BUSY_TIMEOUT: Duration = Duration::from_mins(1);
@@ -139,6 +144,25 @@ impl Database {
         Ok(Self { location: location.clone(), inner, statements: BTreeMap::new() })
     }
 
+    /// Connects to a `SQLite` file that cannot be written. Changes that are still in its
+    /// write-ahead log are read from a copy, which lives as long as what is given back.
+    pub(crate) async fn connect_read_only(
+        path: &Path,
+        location: &Location,
+    ) -> Result<(Self, Option<TempDir>), Error> {
+        let copy = blocking(|| copy_with_log(path)).map_err(|error| Error::CannotOpen {
+            location: location.shown(),
+            message: format!("it is read-only and cannot be copied: {error}"),
+        })?;
+        let options = match &copy {
+            Some(dir) => SqliteConnectOptions::new().filename(dir.path().join("ledger.db")),
+            None => SqliteConnectOptions::new().filename(path).read_only(true).immutable(true),
+        };
+        let connected = options.row_buffer_size(1024).connect().await;
+        let inner = Inner::Sqlite(connected.map_err(|error| Error::cannot_open(location, &error))?);
+        Ok((Self { location: location.clone(), inner, statements: BTreeMap::new() }, copy))
+    }
+
     /// Replaces a lost connection.
     pub(crate) async fn reconnect(&mut self) -> Result<(), Error> {
         self.inner = Self::connect(&self.location).await?.inner;
@@ -258,6 +282,28 @@ async fn connect_sqlite(path: &Path, location: &Location) -> Result<SqliteConnec
         .row_buffer_size(1024)
         .pragma("temp_store", "memory");
     options.connect().await.map_err(|error| Error::cannot_open(location, &error))
+}
+
+/// Copies a database with its write-ahead log into a temporary folder; `None` when its log is
+/// empty, since the main file is then all there is.
+fn copy_with_log(path: &Path) -> io::Result<Option<TempDir>> {
+    let mut log = path.as_os_str().to_owned();
+    log.push("-wal");
+    match fs::metadata(&log) {
+        Ok(meta) if meta.len() > 0 => {}
+        Ok(_) => return Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    }
+    let dir = tempfile::tempdir()?;
+    fs::copy(path, dir.path().join("ledger.db"))?;
+    fs::copy(&log, dir.path().join("ledger.db-wal"))?;
+    for name in ["ledger.db", "ledger.db-wal"] {
+        let mut mode = fs::metadata(dir.path().join(name))?.permissions();
+        mode.set_mode(0o600);
+        fs::set_permissions(dir.path().join(name), mode)?;
+    }
+    Ok(Some(dir))
 }
 
 /// Replaces each `{rows: name TYPE, …}` by a sub-select over the JSON in `$1`.

@@ -1,7 +1,7 @@
 //! Migrations: applied at open, under a lock, forward only.
 
 use super::Error;
-use super::database::{Bind, Database};
+use super::database::{Bind, Database, Location};
 
 struct Migration {
     version: i64,
@@ -43,6 +43,21 @@ pub(crate) async fn migrate(database: &mut Database, now_us: i64) -> Result<(), 
             database.rollback().await;
             Err(error)
         }
+    }
+}
+
+/// Refuses a ledger that cannot be brought to [`VERSION`] because it cannot be written.
+pub(crate) async fn refuse_other(
+    database: &mut Database,
+    location: &Location,
+) -> Result<(), Error> {
+    match version(database).await? {
+        VERSION => Ok(()),
+        found if found > VERSION => Err(Error::NewerSchema { found, known: VERSION }),
+        found => Err(Error::ReadOnly {
+            location: location.shown(),
+            message: format!("its schema version {found} cannot be brought to {VERSION}"),
+        }),
     }
 }
 

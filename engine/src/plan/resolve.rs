@@ -355,6 +355,7 @@ impl<'a> Resolver<'a> {
         let resolved = blocking(|| {
             external::resolve(&node.external, &mut self.stats, &mut dirty, self.clock.now_us())
         });
+        let dirty = if self.ledger.is_read_only() { Vec::new() } else { dirty };
         for base in dirty {
             self.ledger.write_file_stats(&base, &self.stats[&base]).await?;
         }

@@ -14,6 +14,9 @@ impl Store {
     pub fn artifacts(&self) -> Result<Vec<Digest>, Error> {
         let root = self.dir.join("store");
         let mut digests = Vec::new();
+        if !root.exists() {
+            return Ok(digests);
+        }
         for shard in fs::read_dir(&root).map_err(Error::io("list", &root))? {
             let shard = shard.map_err(Error::io("list", &root))?.path();
             if !shard.is_dir() {

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use super::*;
-use crate::ledger::{Batch, Claim, Location, Publish, Writer};
+use crate::ledger::{Batch, Claim, Ledger, Location, Publish, Writer};
 use crate::plan::PlannedState;
 
 #[tokio::test]
@@ -366,6 +366,40 @@ async fn trouble_is_named() {
     fs::write(dir.join("version"), "2\n").unwrap();
     let (_, error) = open(dir).await.unwrap();
     assert!(error.to_string().ends_with("has layout version 2; this program knows up to 1"));
+}
+
+#[tokio::test]
+async fn looking_makes_nothing() {
+    let mut bench = Bench::new();
+    bench.node("a", &[], json!({"text": "a"}));
+    let dir = bench.dir.path().join("nothing");
+    let engine = Engine::look(Settings::new(&dir)).await.unwrap();
+    let plan = engine.plan(&bench.pipeline, &Targets::All).await.unwrap();
+    assert_eq!(plan.count(PlannedState::Run), 1);
+    assert!(engine.runs(9).await.unwrap().is_empty());
+    assert!(!dir.exists());
+}
+
+#[tokio::test]
+async fn a_read_only_ledger_is_read_with_its_log() {
+    let mut bench = Bench::new();
+    bench.node("a", &[], json!({"text": "a"}));
+    let engine = Engine::open(Settings::new(bench.store_dir())).await.unwrap();
+    let stop = Stop::default();
+    let summary = engine.run(&bench.pipeline, Options::default(), &stop).await.unwrap();
+    // The ledger is open, so what was written last is in its log only.
+    let path = bench.store_dir().join("ledger.db");
+    let location = Location::Sqlite(path.clone());
+    let mut looked = Engine::look(Settings::new(bench.store_dir())).await.unwrap();
+    let clock = looked.clock.clone();
+    let ledger = Ledger::read_as_it_is(&path, &location, &clock).await.unwrap();
+    looked.ledger = Arc::new(ledger);
+    assert_eq!(looked.runs(9).await.unwrap()[0].id, summary.run);
+    drop(engine);
+    let ledger = Ledger::read_as_it_is(&path, &location, &clock).await.unwrap();
+    assert!(ledger.is_read_only());
+    looked.ledger = Arc::new(ledger);
+    assert_eq!(looked.runs(9).await.unwrap()[0].id, summary.run);
 }
 
 #[tokio::test]
