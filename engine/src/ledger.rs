@@ -8,6 +8,7 @@
 //! (`stale_publish_is_refused`).
 
 mod database;
+mod items;
 mod lookup;
 mod owner;
 mod record;
@@ -26,6 +27,7 @@ use database::Database;
 #[cfg(test)]
 pub(crate) use database::Database;
 pub(crate) use database::Location;
+pub(crate) use items::ItemCall;
 pub(crate) use lookup::{KeyState, KeyStatus};
 pub(crate) use owner::Owner;
 pub(crate) use record::{

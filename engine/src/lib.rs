@@ -11,6 +11,7 @@ pub mod cost;
 pub mod digest;
 pub mod external;
 pub mod graph;
+mod item;
 pub mod key;
 pub mod ledger;
 mod open;

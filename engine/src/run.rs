@@ -67,7 +67,8 @@ impl Engine {
         }
         // Listed first, asked second: an attempt that starts in between is not in the list.
         let live: BTreeSet<String> = self.ledger.live_attempts().await?;
-        blocking(|| self.store.clean(&leftovers, &live));
+        let owners = self.ledger.running_owners().await?;
+        blocking(|| self.store.clean(&leftovers, &live, &owners));
         Ok(())
     }
 

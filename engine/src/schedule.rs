@@ -49,8 +49,8 @@ pub(crate) enum Event {
     Cached { node: usize },
     /// A node's result is missing and free to claim.
     Missing { node: usize },
-    /// Another process computes the node.
-    Foreign { node: usize },
+    /// Another process computes the node, and perhaps can use help with its items.
+    Foreign { node: usize, can_help: bool },
     /// Another node of this run has the same key and is under way.
     Twin { node: usize, of: usize },
     /// The claim was granted.
@@ -63,6 +63,8 @@ pub(crate) enum Event {
     Published { node: usize },
     /// The attempt ended without a result.
     Failed { node: usize, kind: FailureKind },
+    /// The attempt that helped another process has nothing more to do.
+    Helped { node: usize },
     /// The attempt showed that it moves on.
     Progress { node: usize },
     /// Time has passed.
@@ -90,6 +92,8 @@ pub(crate) enum Command {
     Release { node: usize },
     /// Start the attempt.
     Start { node: usize, cpu: u32 },
+    /// Start an attempt that only helps the process that computes the node.
+    Help { node: usize, cpu: u32 },
     /// Tell the attempt to stop.
     Cancel { node: usize, why: Why },
     /// Stop waiting for an attempt that does not stop.
@@ -110,9 +114,15 @@ enum Phase {
     Ready,
     Claiming,
     Claimed,
-    Running { started_us: i64, moved_us: i64, stopping: Option<(Why, i64)> },
+    Running { started_us: i64, moved_us: i64, stopping: Option<(Why, i64)>, helps: bool },
     Publishing,
     Finished(NodeState),
+}
+
+impl Phase {
+    fn started(now_us: i64, helps: bool) -> Self {
+        Self::Running { started_us: now_us, moved_us: now_us, stopping: None, helps }
+    }
 }
 
 /// Priority, then the longest way to the end, then the place in the file.
@@ -148,6 +158,8 @@ pub(crate) struct State {
     ready: BTreeSet<Order>,
     claiming: BTreeSet<Order>,
     claimed: BTreeSet<Order>,
+    /// Nodes of other processes that can use help.
+    helpable: BTreeSet<Order>,
     /// Nodes that a tick may concern.
     timed: BTreeSet<usize>,
     twins: BTreeMap<usize, Vec<usize>>,
@@ -209,6 +221,7 @@ impl State {
             ready: BTreeSet::new(),
             claiming: BTreeSet::new(),
             claimed: BTreeSet::new(),
+            helpable: BTreeSet::new(),
             timed: BTreeSet::new(),
             twins: BTreeMap::new(),
             n_running: 0,
@@ -254,7 +267,7 @@ impl State {
             Event::Start => self.start(&mut commands),
             Event::Cached { node } => self.finish(node, NodeState::Cached, None, &mut commands),
             Event::Missing { node } => self.make_ready(node),
-            Event::Foreign { node } => self.wait_for_other(node, now_us),
+            Event::Foreign { node, can_help } => self.wait_for_other(node, can_help, now_us),
             Event::Twin { node, of } => self.wait_for_twin(node, of, &mut commands),
             Event::Claimed { node } => self.take(node, &mut commands),
             Event::Lost { node } => {
@@ -276,6 +289,14 @@ impl State {
             Event::Published { node } => {
                 self.leave(node, now_us);
                 self.finish(node, NodeState::Done, None, &mut commands);
+            }
+            Event::Helped { node } => {
+                self.leave(node, now_us);
+                if self.stopping {
+                    self.finish(node, NodeState::Cancelled, None, &mut commands);
+                } else if !matches!(self.slot(node).phase, Phase::Finished(_)) {
+                    self.set(node, Phase::Foreign { poll_at_us: now_us + POLL_US.0 });
+                }
             }
             Event::Failed { node, kind } => self.fail(node, kind, now_us, &mut commands),
             Event::Progress { node } => {
@@ -306,6 +327,10 @@ impl State {
         } else {
             self.timed.remove(&node);
         }
+        if !matches!(phase, Phase::Foreign { .. }) {
+            let order = self.slot(node).order;
+            self.helpable.remove(&order);
+        }
         self.slot(node).phase = phase;
     }
 
@@ -327,14 +352,18 @@ impl State {
         }
     }
 
-    fn wait_for_other(&mut self, node: usize, now_us: i64) {
+    fn wait_for_other(&mut self, node: usize, can_help: bool, now_us: i64) {
         let slot = self.slot(node);
         if slot.phase != Phase::Resolving {
             return;
         }
         let pause_us = slot.poll_pause_us;
         slot.poll_pause_us = (pause_us * 3 / 2).min(POLL_US.1);
+        let order = slot.order;
         self.set(node, Phase::Foreign { poll_at_us: now_us + pause_us });
+        if can_help {
+            self.helpable.insert(order);
+        }
     }
 
     fn wait_for_twin(&mut self, node: usize, of: usize, commands: &mut Vec<Command>) {
@@ -371,11 +400,15 @@ impl State {
         let slot = self.slot(node);
         let order = slot.order;
         match slot.phase {
-            Phase::Running { started_us, .. } => {
+            Phase::Running { started_us, helps, .. } => {
                 let amounts = slot.amounts.clone();
                 self.free.add(&amounts);
                 self.n_running -= 1;
                 let took_us = (now_us - started_us).max(0);
+                // It says nothing of how long a whole attempt takes.
+                if helps {
+                    return;
+                }
                 let mean_us = self.attempt_us.map_or(took_us, |mean| (mean * 7 + took_us) / 8);
                 self.attempt_us = Some(mean_us);
             }
@@ -558,8 +591,7 @@ impl State {
             let amounts = self.amounts(node).clone();
             self.free.take(&amounts);
             self.n_running += 1;
-            let phase = Phase::Running { started_us: now_us, moved_us: now_us, stopping: None };
-            self.set(node, phase);
+            self.set(node, Phase::started(now_us, false));
             commands.push(Command::Start { node, cpu: amounts.cpu });
         }
         if self.halted {
@@ -593,6 +625,23 @@ impl State {
             self.set(order.2, Phase::Claiming);
             commands.push(Command::Claim { node: order.2 });
         }
+        self.help(budget, now_us, commands);
+    }
+
+    /// Helps other processes with what own work leaves free.
+    fn help(&mut self, mut budget: Amounts, now_us: i64, commands: &mut Vec<Command>) {
+        for order in self.helpable.iter().copied().collect::<Vec<_>>() {
+            let node = order.2;
+            let amounts = self.amounts(node).clone();
+            if !budget.covers(&amounts) {
+                continue;
+            }
+            budget.take(&amounts);
+            self.free.take(&amounts);
+            self.n_running += 1;
+            self.set(node, Phase::started(now_us, true));
+            commands.push(Command::Help { node, cpu: amounts.cpu });
+        }
     }
 
     fn amounts(&self, node: usize) -> &Amounts {
@@ -625,7 +674,9 @@ impl Slot {
             Phase::Foreign { poll_at_us } => Some(poll_at_us),
             Phase::Backoff { until_us } => Some(until_us),
             Phase::Running { stopping: Some((_, since_us)), .. } => Some(since_us + GRACE_US),
-            Phase::Running { started_us, moved_us, stopping: None } => {
+            // Limits are for the process that computes the node.
+            Phase::Running { helps: true, .. } => None,
+            Phase::Running { started_us, moved_us, stopping: None, .. } => {
                 let limit = |since_us: i64, limit: Option<Duration>| {
                     limit.map(|limit| since_us.saturating_add(limit.as_micros() as i64))
                 };

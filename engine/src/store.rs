@@ -8,6 +8,7 @@
 //!   store/ab/DIGEST/        a published artifact, read-only
 //!   work/KEY-EPOCH/         what an attempt writes: out/PORT and scratch
 //!   checkpoints/KEY/        what long attempts of a key saved
+//!   items/ab/ITEM-EPOCH/    a finished part of an unfinished node
 //!   quarantine/DIGEST-TIME/ a damaged artifact
 //! ```
 //!
@@ -26,6 +27,7 @@ use std::path::{Path, PathBuf};
 
 use crate::checkpoint::CheckpointStore;
 use crate::digest::Digest;
+use crate::item::ItemStore;
 use crate::key::NodeKey;
 
 pub use manifest::{Damage, Manifest, ManifestFile};
@@ -159,6 +161,16 @@ impl Store {
         CheckpointStore::new(self.dir.join("checkpoints").join(key.to_string()))
     }
 
+    /// The folder of an attempt by `owner` that helps another process with the items of a key.
+    pub(crate) fn help_dir(&self, key: NodeKey, owner: &str) -> PathBuf {
+        self.dir.join("work").join(format!("{key}-help-{owner}"))
+    }
+
+    /// The finished items of nodes that are not finished.
+    pub(crate) fn items(&self) -> ItemStore {
+        ItemStore::new(self.dir.join("items"))
+    }
+
     /// Names of attempts that left a work folder.
     ///
     /// # Errors
@@ -171,9 +183,11 @@ impl Store {
         Ok(names.filter(|name| name.len() > 65 && name.as_bytes()[64] == b'-').collect())
     }
 
-    /// Removes the work folders `names`, except those of `live` attempts.
-    pub fn clean(&self, names: &[String], live: &BTreeSet<String>) {
-        for name in names.iter().filter(|name| !live.contains(*name)) {
+    /// Removes the work folders `names`, except those of `live` attempts and of helping `owners`.
+    pub fn clean(&self, names: &[String], live: &BTreeSet<String>, owners: &BTreeSet<String>) {
+        let helps =
+            |name: &str| name.split_once("-help-").is_some_and(|(_, owner)| owners.contains(owner));
+        for name in names.iter().filter(|name| !live.contains(*name) && !helps(name)) {
             // What cannot be removed now is tried again at the next start.
             let _ = remove_tree(&self.dir.join("work").join(name));
         }

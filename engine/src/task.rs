@@ -15,11 +15,13 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+pub use crate::item::{Item, ItemContext, ItemResult, ItemResults};
 pub use context::{
     CancelToken, Checkpoint, Context, ContextParts, ExternalFile, Input, Inputs, LogLevel, Outputs,
     Report, Sink,
 };
 pub use estimate::{Estimate, FILE_BYTES, Facts, Predicted};
+pub(crate) use failure::panic_text;
 pub use failure::{Failure, FailureKind};
 pub use registry::{AnyTask, Registry};
 
@@ -40,6 +42,8 @@ pub trait Task: Send + Sync + 'static {
     /// Top-level params that cannot change the result and so stay out of the key: paths of external
     /// files (their content enters instead) and speed knobs.
     const UNKEYED: &'static [&'static str] = &[];
+    /// How often it calls [`Context::items`]; 0 when never. Another process may help with them.
+    const ITEM_STAGES: u32 = 0;
 
     /// Typed params. Doc comments of the fields are what `sbp tasks show KIND` prints. Defaults are
     /// serde defaults; unknown fields must be denied.

@@ -7,7 +7,8 @@
 mod mojibake;
 
 use engine::task::{
-    Context, Determinism, Estimate, Failure, Inputs, Outputs, ParamError, Port, Predicted, Task,
+    Context, Determinism, Estimate, Failure, Inputs, Item, ItemContext, Outputs, ParamError, Port,
+    Predicted, Task,
 };
 use kernels::Pool;
 use schemars::JsonSchema;
@@ -65,7 +66,8 @@ type Changes = [bool; OPERATIONS.len()];
 
 impl Task for Clean {
     const KIND: &'static str = "clean";
-    const REVISION: u32 = 1;
+    const REVISION: u32 = 2;
+    const ITEM_STAGES: u32 = 1;
     const SUMMARY: &'static str = "repairs mojibake, removes control characters and long URLs";
     const DETERMINISM: Determinism = Determinism::Bitwise;
     const INPUTS: &'static [Port] = &[Port::one("corpus", "corpus", "documents")];
@@ -88,54 +90,92 @@ impl Task for Clean {
 
     fn run(ctx: &mut Context, params: &Params, inputs: &Inputs) -> Result<Outputs, Failure> {
         let corpus = Corpus::open(inputs.one("corpus"))?;
-        let mut writer = CorpusWriter::create(&ctx.out("corpus")?)?;
-        let pool = Pool::new(ctx.n_threads());
-        let mut counts = [0_u64; OPERATIONS.len()];
-        let (mut n_read, mut n_changed, mut n_emptied) = (0_u64, 0_u64, 0_u64);
-        let mut documents = corpus.documents();
-        loop {
-            ctx.check_cancelled()?;
-            let mut batch: Vec<(Document, Changes)> = documents
-                .next_batch(BATCH_BYTES)?
-                .into_iter()
-                .map(|document| (document, Changes::default()))
-                .collect();
-            if batch.is_empty() {
-                break;
-            }
-            pool.for_chunks(&mut batch, 16, |_, chunk| {
-                for (document, changes) in chunk {
-                    (document.text, *changes) = clean(&document.text, params);
-                }
-            });
-            n_read += batch.len() as u64;
-            for (document, changes) in &batch {
-                n_changed += u64::from(changes.contains(&true));
-                for (count, &changed) in counts.iter_mut().zip(changes) {
-                    *count += u64::from(changed);
-                }
-                if document.text.trim().is_empty() {
-                    n_emptied += 1;
-                } else {
-                    writer.push(document)?;
-                }
-            }
-            ctx.progress(n_read, corpus.n_documents(), "documents");
+        let mut items = Vec::new();
+        for (part, digest) in corpus.parts()? {
+            let (name, weight) = (part.name(), part.n_documents());
+            items.push(Item::new(name, &(params, digest), part).weight(weight));
         }
-        let summary = writer.finish()?;
+        let results =
+            ctx.items("clean", "documents", &items, |part, item| clean_part(part, item, params))?;
+        let mut writer = CorpusWriter::create(&ctx.out("corpus")?)?;
+        let mut counts = Counts::default();
+        for result in results {
+            let result = result?;
+            counts.add(&result.value);
+            writer.append(&result.dir)?;
+        }
+        let (n_read, summary) = (corpus.n_documents(), writer.finish()?);
         if summary.n_documents == 0 {
             return Err(Failure::permanent(format!("none of {n_read} documents has text left")));
         }
         let mut outputs = Outputs::default()
             .metric(unit::TEXT_BYTES, corpus.text_bytes() as f64)
             .metric("n_documents", summary.n_documents as f64)
-            .metric("n_changed", n_changed as f64)
-            .metric("n_emptied", n_emptied as f64);
-        for (name, count) in OPERATIONS.into_iter().zip(counts) {
+            .metric("n_changed", counts.n_changed as f64)
+            .metric("n_emptied", counts.n_emptied as f64);
+        for (name, count) in OPERATIONS.into_iter().zip(counts.operations) {
             outputs = outputs.metric(name, count as f64);
         }
         Ok(outputs)
     }
+}
+
+/// How many documents were changed, emptied, and changed by each operation.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Counts {
+    n_changed: u64,
+    n_emptied: u64,
+    operations: [u64; OPERATIONS.len()],
+}
+
+impl Counts {
+    fn add(&mut self, other: &Self) {
+        self.n_changed += other.n_changed;
+        self.n_emptied += other.n_emptied;
+        for (count, more) in self.operations.iter_mut().zip(other.operations) {
+            *count += more;
+        }
+    }
+}
+
+/// Cleans a file of the corpus into a corpus of its own.
+fn clean_part(part: &Corpus, item: &ItemContext<'_>, params: &Params) -> Result<Counts, Failure> {
+    let mut writer = CorpusWriter::create(item.dir())?;
+    let pool = Pool::new(item.n_threads());
+    let mut counts = Counts::default();
+    let mut documents = part.documents();
+    let mut n_read = 0;
+    loop {
+        item.check_cancelled()?;
+        let mut batch: Vec<(Document, Changes)> = documents
+            .next_batch(BATCH_BYTES)?
+            .into_iter()
+            .map(|document| (document, Changes::default()))
+            .collect();
+        if batch.is_empty() {
+            break;
+        }
+        pool.for_chunks(&mut batch, 16, |_, chunk| {
+            for (document, changes) in chunk {
+                (document.text, *changes) = clean(&document.text, params);
+            }
+        });
+        n_read += batch.len() as u64;
+        for (document, changes) in &batch {
+            counts.n_changed += u64::from(changes.contains(&true));
+            for (count, &changed) in counts.operations.iter_mut().zip(changes) {
+                *count += u64::from(changed);
+            }
+            if document.text.trim().is_empty() {
+                counts.n_emptied += 1;
+            } else {
+                writer.push(document)?;
+            }
+        }
+        item.progress(n_read);
+    }
+    writer.finish()?;
+    Ok(counts)
 }
 
 /// Applies the operations until none changes the text.
@@ -242,6 +282,7 @@ fn collapse(text: &str, max_newlines: usize) -> String {
 
 #[cfg(test)]
 mod tests {
+    use engine::store::Manifest;
     use engine::task::testbed::Bench;
     use proptest::prelude::*;
     use serde_json::{Value, json};
@@ -332,6 +373,52 @@ mod tests {
         }
     }
 
+    fn write_parts(dir: &std::path::Path, texts: &[String]) {
+        let mut writer = CorpusWriter::create(dir).unwrap().shard_bytes_max(2000);
+        for (id, text) in (0..).zip(texts) {
+            let (text, meta) = (text.clone(), serde_json::Map::new());
+            writer.push(&Document { id, text, meta }).unwrap();
+        }
+        assert!(writer.finish().unwrap().shards.len() > 5);
+    }
+
+    #[test]
+    fn files_are_items_and_an_edit_redoes_its_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut texts: Vec<String> = (0..100).map(|i| format!("{i} cafÃ© ").repeat(10)).collect();
+        let mut digests = Vec::new();
+        for n_threads in [1, 2, 7] {
+            let place = dir.path().join(n_threads.to_string());
+            write_parts(&place.join("corpus"), &texts);
+            let mut bench = Bench::new(&place).input("corpus", &place.join("corpus"));
+            bench.n_threads = n_threads;
+            bench.run::<Clean>(&json!({})).unwrap();
+            digests.push(Manifest::of_dir(&bench.out("corpus")).unwrap().digest());
+            let corpus = Corpus::open(&bench.out("corpus")).unwrap();
+            let found: Vec<Document> = corpus.documents().collect::<Result<_, _>>().unwrap();
+            assert!(
+                found.iter().map(|found| found.text.as_str()).eq(texts
+                    .iter()
+                    .map(|text| clean(text, &params(json!({}))).0)
+                    .collect::<Vec<_>>()
+                    .iter()
+                    .map(String::as_str))
+            );
+        }
+        assert!(digests.iter().all(|digest| *digest == digests[0]));
+        // One letter of the same size: of all files one is cleaned again.
+        let place = dir.path().join("7");
+        let bench = Bench::new(&place).input("corpus", &place.join("corpus"));
+        bench.run::<Clean>(&json!({})).unwrap();
+        let n_files = bench.items.n_done();
+        assert_eq!(bench.items.n_tries(), n_files as u64);
+        texts[50].replace_range(0..1, "x");
+        write_parts(&place.join("corpus"), &texts);
+        std::fs::remove_dir_all(place.join("out")).unwrap();
+        bench.run::<Clean>(&json!({})).unwrap();
+        assert_eq!(bench.items.n_tries(), n_files as u64 + 1);
+    }
+
     #[test]
     fn documents_are_counted_and_threads_do_not_matter() {
         let dir = tempfile::tempdir().unwrap();
@@ -349,6 +436,7 @@ mod tests {
             bytes.push(std::fs::read(shard).unwrap());
         }
         assert_eq!(bytes[0], bytes[1]);
+        assert_eq!(bench.items.n_tries(), 1, "the item was found done");
         write_texts(&dir.path().join("empty"), ["\u{7}"]);
         let bench = Bench::new(dir.path()).input("corpus", &dir.path().join("empty"));
         let failure = bench.run::<Clean>(&json!({})).unwrap_err();

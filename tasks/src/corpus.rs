@@ -9,6 +9,7 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
+use engine::digest::Digest;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -139,6 +140,33 @@ impl Corpus {
     /// What `corpus.json` says.
     pub fn summary(&self) -> &Summary {
         &self.summary
+    }
+
+    /// The files of the corpus as corpora of their own, with the digest of each: the items of tasks
+    /// that work on documents one by one. What was made of a file that an edit left alone is still
+    /// right.
+    ///
+    /// # Errors
+    /// When a file cannot be read.
+    pub fn parts(&self) -> Result<Vec<(Self, Digest)>, Error> {
+        let part = |shard: &Shard| {
+            let path = self.dir.join(&shard.file);
+            let hashed = Digest::of_file(&path);
+            let (digest, _) = hashed.map_err(|error| Error::io("read", &path, error))?;
+            let summary = Summary {
+                version: VERSION,
+                n_documents: shard.n_documents,
+                text_bytes: shard.text_bytes,
+                shards: vec![shard.clone()],
+            };
+            Ok((Self { dir: self.dir.clone(), summary }, digest))
+        };
+        self.summary.shards.iter().map(part).collect()
+    }
+
+    /// What a corpus of one file is called in messages.
+    pub fn name(&self) -> String {
+        self.summary.shards.first().map_or_else(String::new, |shard| shard.file.clone())
     }
 
     /// Every document in order, read as it is asked for. Ends after the first error.
@@ -313,6 +341,24 @@ impl CorpusWriter {
         Ok(())
     }
 
+    /// Appends a finished corpus, its files as they are: by links where the file system allows.
+    ///
+    /// # Errors
+    /// When `dir` is no corpus, or its files cannot be linked or copied.
+    pub fn append(&mut self, dir: &Path) -> Result<(), Error> {
+        self.close_shard()?;
+        for shard in Corpus::open(dir)?.summary.shards {
+            let from = dir.join(&shard.file);
+            let file = file_name(self.summary.shards.len());
+            let to = self.dir.join(&file);
+            link(&from, &to).map_err(|error| Error::io("link", &to, error))?;
+            self.summary.n_documents += shard.n_documents;
+            self.summary.text_bytes += shard.text_bytes;
+            self.summary.shards.push(Shard { file, ..shard });
+        }
+        Ok(())
+    }
+
     /// Completes the shards and writes `corpus.json`, all durable.
     ///
     /// # Errors
@@ -328,7 +374,7 @@ impl CorpusWriter {
             self.close_shard()?;
         }
         if self.open.is_none() {
-            let file = format!("docs-{:05}.jsonl.zst", self.summary.shards.len());
+            let file = file_name(self.summary.shards.len());
             let path = self.dir.join(&file);
             let create = || -> io::Result<_> {
                 let file = BufWriter::with_capacity(1 << 17, File::create(&path)?);
@@ -353,6 +399,24 @@ impl CorpusWriter {
         };
         close().map_err(|error| Error::io("write", &self.dir, error))
     }
+}
+
+/// Makes `to` the same file as `from`, or a copy where files cannot be linked.
+fn link(from: &Path, to: &Path) -> io::Result<()> {
+    match std::fs::remove_file(to) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    if std::fs::hard_link(from, to).is_ok() {
+        return Ok(());
+    }
+    // `to` is not there, so the copy cannot write into the very file that it reads.
+    std::fs::copy(from, to)?;
+    File::open(to)?.sync_all()
+}
+
+fn file_name(index: usize) -> String {
+    format!("docs-{index:05}.jsonl.zst")
 }
 
 /// Writes `value` as indented JSON with a final line break, durably.

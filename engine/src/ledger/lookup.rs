@@ -85,6 +85,8 @@ const MARK_DAMAGED: &str = "
 const LIVE_ATTEMPTS: &str = "
     SELECT key, epoch FROM attempt WHERE state = 'running'";
 
+const RUNNING_OWNERS: &str = "SELECT DISTINCT owner FROM run WHERE state = 'running'";
+
 /// The rows of a one-column statement.
 fn column<T: ToString>(values: impl Iterator<Item = T>) -> Result<String, Error> {
     let rows: Vec<[String; 1]> = values.map(|value| [value.to_string()]).collect();
@@ -227,6 +229,12 @@ impl Ledger {
         let binds = [Bind::Text(&text), Bind::Text(store)];
         self.database.lock().await.run(MARK_DAMAGED, &binds).await?;
         Ok(())
+    }
+
+    /// Processes that run something, as far as is known.
+    pub(crate) async fn running_owners(&self) -> Result<BTreeSet<String>, Error> {
+        let rows = self.database.lock().await.fetch(RUNNING_OWNERS, &[]).await?;
+        Ok(rows.into_iter().map(|mut row| row.text(0)).collect())
     }
 
     /// Work folder names (`KEY-EPOCH`) of attempts that may still run.

@@ -65,7 +65,8 @@ const OWNERS_AT_WORK: &str = "
       FROM owner AS o
      WHERE o.id IN (SELECT owner FROM node_key WHERE state = 'running')
         OR o.id IN (SELECT owner FROM run WHERE state = 'running')
-        OR o.id IN (SELECT owner FROM attempt WHERE state = 'running')";
+        OR o.id IN (SELECT owner FROM attempt WHERE state = 'running')
+        OR o.id IN (SELECT owner FROM item WHERE state = 'running')";
 
 const EVENTS_OF_LOST: &str = "
     INSERT INTO event (at_us, run_id, node, key, epoch, kind, detail)
@@ -77,6 +78,9 @@ const LOSE_ATTEMPTS: &str = "
      WHERE state = 'running' AND owner IN (SELECT id FROM {rows: id TEXT} AS r)";
 const RELEASE_KEYS: &str = "
     UPDATE node_key SET state = 'missing', lease_until_us = 0
+     WHERE state = 'running' AND owner IN (SELECT id FROM {rows: id TEXT} AS r)";
+const RELEASE_ITEMS: &str = "
+    UPDATE item SET state = 'missing', lease_until_us = 0
      WHERE state = 'running' AND owner IN (SELECT id FROM {rows: id TEXT} AS r)";
 const ABANDON_RUNS: &str = "
     UPDATE run SET state = 'abandoned', ended_us = $2
@@ -115,9 +119,11 @@ impl Ledger {
                 return Err(error);
             }
         }
-        if let Err(error) = database.run(RELEASE_KEYS, &[Bind::Text(&rows)]).await {
-            database.rollback().await;
-            return Err(error);
+        for sql in [RELEASE_KEYS, RELEASE_ITEMS] {
+            if let Err(error) = database.run(sql, &[Bind::Text(&rows)]).await {
+                database.rollback().await;
+                return Err(error);
+            }
         }
         database.commit().await?;
         Ok(dead.len())

@@ -5,7 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::Serialize;
 
 use super::database::{Bind, Database};
+use super::items::{self, ItemCall};
 use super::{Error, Ledger, Owner};
+use crate::item::{ItemKey, State as ItemState};
 use crate::key::{Components, NodeKey};
 use crate::plan::{FileList, Reason};
 use crate::run::{NodeState, RunState};
@@ -50,6 +52,8 @@ pub(crate) struct Publish {
     pub(crate) epoch: i64,
     pub(crate) outputs: BTreeMap<String, Published>,
     pub(crate) metrics: BTreeMap<String, f64>,
+    /// Whether it was made of items.
+    pub(crate) has_items: bool,
 }
 
 /// An attempt that ended without a result.
@@ -120,6 +124,7 @@ pub(crate) struct Batch {
     /// When set, every lease is prolonged to this time.
     pub(crate) lease_until_us: Option<i64>,
     pub(crate) run_end: Option<RunState>,
+    pub(crate) items: Vec<ItemCall>,
 }
 
 impl Batch {
@@ -135,6 +140,7 @@ impl Batch {
             && self.events.is_empty()
             && self.lease_until_us.is_none()
             && self.run_end.is_none()
+            && self.items.is_empty()
     }
 }
 
@@ -147,6 +153,10 @@ pub(crate) struct Reply {
     pub(crate) published: BTreeSet<NodeKey>,
     /// After a heartbeat: every key and epoch that is still ours.
     pub(crate) held: Option<BTreeMap<NodeKey, i64>>,
+    /// For each call about items, the states of those that it mentions.
+    pub(crate) items: Vec<Vec<ItemState>>,
+    /// Items that published nodes need no more.
+    pub(crate) collected: Vec<(ItemKey, i64)>,
 }
 
 const INSERT_RUN: &str = "
@@ -277,7 +287,7 @@ pub(crate) struct Writer<'a> {
     pub(crate) peak_memory_bytes: i64,
 }
 
-fn json(rows: &impl Serialize) -> Result<String, Error> {
+pub(super) fn json(rows: &impl Serialize) -> Result<String, Error> {
     serde_json::to_string(rows).map_err(Error::value)
 }
 
@@ -381,7 +391,9 @@ async fn write(
             held.insert(row.text(0).parse().map_err(Error::value)?, row.int(1));
         }
         reply.held = Some(held);
+        items::heartbeat(database, writer, until_us).await?;
     }
+    reply.items = items::obey(database, writer, &batch.items, now_us, is_first).await?;
     if let Some(state) = batch.run_end {
         let binds = [Bind::Text(writer.run), Bind::Text(state.as_str()), Bind::Int(now_us)];
         database.run(END_RUN, &binds).await?;
@@ -480,12 +492,14 @@ async fn publish(
     let mut outputs = Vec::new();
     let mut artifacts = BTreeMap::new();
     let mut attempts = Vec::new();
+    let mut made_of_items = Vec::new();
     for publish in accepted() {
         for (port, made) in &publish.outputs {
             outputs.push((publish.key, port, made.digest));
             artifacts.insert(made.digest, &made.manifest);
         }
         let metrics = (!publish.metrics.is_empty()).then_some(&publish.metrics);
+        made_of_items.extend(publish.has_items.then_some(publish.key));
         attempts.push((publish.key, publish.epoch, optional_json(metrics)?));
     }
     if !outputs.is_empty() {
@@ -505,6 +519,7 @@ async fn publish(
         let binds = [Bind::Text(&rows), Bind::Int(now_us), Bind::Int(writer.peak_memory_bytes)];
         database.run(FINISH_ATTEMPTS, &binds).await?;
     }
+    reply.collected = items::collect(database, writer, &made_of_items).await?;
     Ok(())
 }
 
@@ -591,7 +606,7 @@ async fn insert_reports(
     Ok(())
 }
 
-async fn insert_events(
+pub(super) async fn insert_events(
     database: &mut Database,
     run: &str,
     events: &[EventRow],

@@ -1,6 +1,5 @@
 //! One attempt, on a thread of its own: the task, then its artifacts into the store.
 
-use std::any::Any;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
@@ -13,9 +12,12 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use crate::clock::Clock;
 use crate::external::Resolved;
+use crate::item::{self, ItemParts};
+use crate::key::NodeKey;
+use crate::ledger::ItemCall;
 use crate::store::{Published, Store, remove_tree};
 use crate::task::{
-    AnyTask, Context, ContextParts, Failure, FailureKind, Inputs, Outputs, Report, Sink,
+    AnyTask, Context, ContextParts, Failure, FailureKind, Inputs, Outputs, Report, Sink, panic_text,
 };
 
 /// Everything that an attempt needs.
@@ -31,6 +33,7 @@ pub(super) struct Job {
     pub(super) store: Store,
     pub(super) clock: Clock,
     pub(super) done: UnboundedSender<Done>,
+    pub(super) items: ItemParts,
 }
 
 /// How an attempt ended.
@@ -53,13 +56,16 @@ pub(super) struct Made {
 impl Job {
     /// Runs to the end and reports how it was.
     pub(super) fn run(self) {
-        let Self { node, epoch, task, params, context, inputs, external, .. } = self;
+        let Self { node, epoch, task, params, context, inputs, external, items, .. } = self;
+        let helps = items.helps.is_some();
         let checkpoints = context.checkpoints.clone();
-        let mut context = Context::new(context);
+        let mut context = Context::with_items(context, items);
         let run = AssertUnwindSafe(|| task.run(&mut context, &params, &inputs));
         let mut result = match catch_unwind(run) {
             Ok(result) => result,
-            Err(panic) => Err(Failure::permanent(format!("the task panicked: {}", text(&*panic)))),
+            Err(panic) => {
+                Err(Failure::permanent(format!("the task panicked: {}", panic_text(&*panic))))
+            }
         };
         let mut external_changed = false;
         if result.is_ok()
@@ -69,8 +75,13 @@ impl Job {
             let path = file.path.display();
             result = Err(Failure::transient(format!("`{path}` changed while the task ran")));
         }
-        let mut result = result
-            .and_then(|outputs| publish(&*task, outputs, &self.work_dir, &self.store, &self.clock));
+        let mut result = result.and_then(|outputs| {
+            if helps {
+                // The process that holds the node makes its outputs.
+                return Err(Failure::cancelled());
+            }
+            publish(&*task, outputs, &self.work_dir, &self.store, &self.clock)
+        });
         if let Ok(made) = &mut result {
             made.has_checkpoints = checkpoints.exists();
         }
@@ -79,14 +90,6 @@ impl Job {
         // The run may have ended without waiting for this attempt.
         let _ = self.done.send(Done { node, epoch, result, external_changed });
     }
-}
-
-fn text(panic: &(dyn Any + Send)) -> &str {
-    panic
-        .downcast_ref::<&str>()
-        .copied()
-        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("without a message")
 }
 
 fn publish(
@@ -112,6 +115,30 @@ fn publish(
         made.insert(port.name.to_owned(), published);
     }
     Ok(Made { outputs: made, metrics: outputs.metrics, has_checkpoints: false })
+}
+
+/// A call about items on its way to the event loop.
+pub(super) struct Post {
+    pub(super) call: ItemCall,
+    pub(super) answer: Sender<Vec<item::State>>,
+}
+
+/// Where an attempt hands in its calls about items.
+pub(super) struct Desk {
+    pub(super) node: String,
+    pub(super) node_key: NodeKey,
+    pub(super) holder: String,
+    pub(super) posts: UnboundedSender<Post>,
+}
+
+impl item::Board for Desk {
+    fn call(&self, call: item::Call) -> Option<Vec<item::State>> {
+        let (answer, answered) = channel();
+        let (node, node_key, holder) = (self.node.clone(), self.node_key, self.holder.clone());
+        let call = ItemCall { node, node_key, holder, call };
+        self.posts.send(Post { call, answer }).ok()?;
+        answered.recv().ok()
+    }
 }
 
 /// Keeps the reports of an attempt until the event loop takes them.

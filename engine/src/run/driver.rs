@@ -6,16 +6,18 @@ mod reports;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::future;
 use std::sync::Arc;
+use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use reports::peak_memory_bytes;
 
-use super::attempt::{Buffer, Crew, Done, Made};
+use super::attempt::{Buffer, Crew, Done, Made, Post};
 use super::flight::{Ask, Cargo, Flight, Landing, fly};
 use super::report::{NodeState, Options, RunEvent, RunSummary, Stop};
 use crate::graph::Node;
+use crate::item::{self, ItemKey};
 use crate::key::NodeKey;
 use crate::ledger::Batch;
 use crate::open::{Engine, Error};
@@ -35,6 +37,8 @@ struct Attempt {
     started_us: i64,
     cancel: CancelToken,
     buffer: Arc<Buffer>,
+    /// Whether it only helps another process with the node's items; its epoch is then negative.
+    helps: bool,
 }
 
 /// A lease of another process, and since when it has stood still.
@@ -68,6 +72,8 @@ pub(super) struct Driver<'a> {
     attempts: BTreeMap<usize, Attempt>,
     made: BTreeMap<usize, Made>,
     watched: BTreeMap<usize, Watched>,
+    /// Nodes and epochs of other processes that were helped.
+    helped: BTreeSet<(usize, i64)>,
     ran: BTreeSet<usize>,
     /// Keys whose components are in the ledger.
     written: BTreeSet<NodeKey>,
@@ -77,7 +83,10 @@ pub(super) struct Driver<'a> {
     /// Metrics, logs and progress that can wait a little.
     reports: Batch,
     asks: Vec<(usize, bool)>,
+    /// Who waits for an answer about items, in the order of the batch.
+    desks: Vec<Sender<Vec<item::State>>>,
     crew: Crew,
+    posts: (UnboundedSender<Post>, UnboundedReceiver<Post>),
     done: (UnboundedSender<Done>, UnboundedReceiver<Done>),
     trouble: (UnboundedSender<String>, UnboundedReceiver<String>),
     sequence: i64,
@@ -122,6 +131,7 @@ impl<'a> Driver<'a> {
             attempts: BTreeMap::new(),
             made: BTreeMap::new(),
             watched: BTreeMap::new(),
+            helped: BTreeSet::new(),
             ran: BTreeSet::new(),
             written: results.iter().flatten().map(|result| result.key).collect(),
             moved: BTreeSet::new(),
@@ -129,7 +139,9 @@ impl<'a> Driver<'a> {
             batch: Batch::default(),
             reports: Batch::default(),
             asks: Vec::new(),
+            desks: Vec::new(),
             crew: Crew::default(),
+            posts: unbounded_channel(),
             done: unbounded_channel(),
             trouble: unbounded_channel(),
             sequence: 0,
@@ -181,6 +193,12 @@ impl<'a> Driver<'a> {
                     self.ended(done);
                     while let Ok(done) = self.done.1.try_recv() {
                         self.ended(done);
+                    }
+                }
+                Some(post) = self.posts.1.recv() => {
+                    self.take_post(post);
+                    while let Ok(post) = self.posts.1.try_recv() {
+                        self.take_post(post);
                     }
                 }
                 Some(message) = self.trouble.1.recv() => {
@@ -242,7 +260,8 @@ impl<'a> Driver<'a> {
                 .expect("a node is resolved after everything it needs");
             asks.push(Ask { node, components, external });
         }
-        let recover = asks.iter().any(|ask| self.watched.contains_key(&ask.node));
+        let recover = asks.iter().any(|ask| self.watched.contains_key(&ask.node))
+            || self.batch.items.iter().any(|call| call.call.recover);
         self.sequence += 1;
         let ends_attempts = !self.batch.publishes.is_empty() || !self.batch.ends.is_empty();
         let cargo = Cargo {
@@ -255,14 +274,20 @@ impl<'a> Driver<'a> {
             sequence: self.sequence,
             peak_memory_bytes: if ends_attempts { peak_memory_bytes() } else { 0 },
             trouble: self.trouble.0.clone(),
+            desks: std::mem::take(&mut self.desks),
         };
         Some(Box::pin(fly(self.engine, cargo)))
     }
 
     /// Takes in what came back.
     fn land(&mut self, landing: Landing<'a>) {
-        let Landing { resolver, batch, reply, resolved, unreadable } = landing;
+        let Landing { resolver, batch, reply, resolved, unreadable, desks } = landing;
         self.resolver = Some(resolver);
+        for (desk, states) in desks.into_iter().zip(reply.items) {
+            // The attempt may have been given up meanwhile.
+            let _ = desk.send(states);
+        }
+        self.remove_items(reply.collected);
         for key in batch.publishes.keys() {
             let Some(node) = self.by_key.get(key).copied() else { continue };
             if reply.published.contains(key) {
@@ -286,6 +311,7 @@ impl<'a> Driver<'a> {
             let gone: Vec<usize> = self
                 .attempts
                 .iter()
+                .filter(|(_, attempt)| !attempt.helps)
                 .filter(|(node, attempt)| !self.made.contains_key(node) && !ours(attempt))
                 .map(|(node, _)| *node)
                 .collect();
@@ -375,7 +401,28 @@ impl<'a> Driver<'a> {
                 self.observe(&RunEvent::Waiting { node: name, owner });
             }
         }
-        self.step(Event::Foreign { node });
+        let has_items = self.node(node).task.item_stages() > 0;
+        let can_help = has_items && !self.helped.contains(&(node, epoch));
+        self.step(Event::Foreign { node, can_help });
+    }
+
+    fn take_post(&mut self, post: Post) {
+        self.batch.items.push(post.call);
+        self.desks.push(post.answer);
+    }
+
+    fn remove_items(&self, items: Vec<(ItemKey, i64)>) {
+        if items.is_empty() {
+            return;
+        }
+        let store = self.engine.store.items();
+        let remove = move || {
+            for (key, epoch) in items {
+                // What stays only takes space until the garbage is collected.
+                let _ = store.remove(key, epoch);
+            }
+        };
+        let _ = self.crew.run(Box::new(remove));
     }
 
     fn node(&self, node: usize) -> &'a Node {

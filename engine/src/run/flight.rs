@@ -2,10 +2,12 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::mpsc::Sender;
 use std::time::Duration;
 
 use tokio::sync::mpsc::UnboundedSender;
 
+use crate::item::State;
 use crate::key::Components;
 use crate::ledger::{self, Batch, Ledger, Owner, Reply, Writer};
 use crate::open::{Engine, Error};
@@ -31,6 +33,8 @@ pub(super) struct Landing<'a> {
     pub(super) resolved: Vec<(usize, NodeResult)>,
     /// Nodes whose external files cannot be read any more.
     pub(super) unreadable: Vec<(usize, String)>,
+    /// Who waits for an answer about items, in the order of the batch.
+    pub(super) desks: Vec<Sender<Vec<State>>>,
 }
 
 /// A flight under way.
@@ -48,11 +52,12 @@ pub(super) struct Cargo<'a> {
     pub(super) sequence: i64,
     pub(super) peak_memory_bytes: i64,
     pub(super) trouble: UnboundedSender<String>,
+    pub(super) desks: Vec<Sender<Vec<State>>>,
 }
 
 /// Sends the cargo off.
 pub(super) async fn fly<'a>(engine: &'a Engine, cargo: Cargo<'a>) -> Result<Landing<'a>, Error> {
-    let Cargo { mut resolver, batch, asks, recover, run, trouble, .. } = cargo;
+    let Cargo { mut resolver, batch, asks, recover, run, trouble, desks, .. } = cargo;
     let (ledger, owner): (&Ledger, &Owner) = (&engine.ledger, &engine.owner);
     let writer = Writer {
         owner,
@@ -63,11 +68,11 @@ pub(super) async fn fly<'a>(engine: &'a Engine, cargo: Cargo<'a>) -> Result<Land
         peak_memory_bytes: cargo.peak_memory_bytes,
     };
     let mut reply = Reply::default();
-    if !batch.is_empty() {
-        reply = patiently(&trouble, || ledger.commit(&writer, &batch)).await?;
-    }
     if recover {
         patiently(&trouble, || ledger.recover(owner)).await?;
+    }
+    if !batch.is_empty() {
+        reply = patiently(&trouble, || ledger.commit(&writer, &batch)).await?;
     }
     let mut unreadable = Vec::new();
     let mut questions = Vec::with_capacity(asks.len());
@@ -97,7 +102,7 @@ pub(super) async fn fly<'a>(engine: &'a Engine, cargo: Cargo<'a>) -> Result<Land
             }
         };
     }
-    Ok(Landing { resolver, batch, reply, resolved, unreadable })
+    Ok(Landing { resolver, batch, reply, resolved, unreadable, desks })
 }
 
 /// Calls `attempt` until it succeeds, fails for good, or patience ends.

@@ -340,4 +340,5 @@ async fn a_changed_param_reruns_exactly_what_depends_on_it() {
     assert_eq!(changes, [Change::Input { port: "in".to_owned(), nodes }]);
 }
 
+mod items;
 mod trouble;

@@ -82,7 +82,7 @@ fn answer(dice: &mut Dice, command: Command, now_us: i64) -> Option<(i64, Event)
     let event = match command {
         Command::Resolve { node } => match dice.roll(8) {
             0 => Event::Cached { node },
-            1 => Event::Foreign { node },
+            1 => Event::Foreign { node, can_help: dice.roll(2) == 0 },
             _ => Event::Missing { node },
         },
         Command::Claim { node } if dice.roll(6) == 0 => Event::Lost { node },
@@ -95,6 +95,7 @@ fn answer(dice: &mut Dice, command: Command, now_us: i64) -> Option<(i64, Event)
             5 => Event::Published { node },
             _ => Event::Made { node },
         },
+        Command::Help { node, .. } => Event::Helped { node },
         _ => return None,
     };
     Some((later_us, event))
@@ -149,6 +150,7 @@ fn simulate(seed: u64) {
         } else if let Event::Made { node }
         | Event::Published { node }
         | Event::Failed { node, .. }
+        | Event::Helped { node }
         | Event::Lost { node } = event
             && running.remove(&node).is_none()
             && !matches!(event, Event::Lost { .. })
@@ -163,6 +165,10 @@ fn simulate(seed: u64) {
                         let good = [NodeState::Done, NodeState::Cached].map(Some);
                         assert!(good.contains(&finished.get(&source.node).copied()));
                     }
+                    running.insert(node, cpu);
+                    assert!(running.values().sum::<u32>() <= 4, "seed {seed}");
+                }
+                Command::Help { node, cpu } => {
                     running.insert(node, cpu);
                     assert!(running.values().sum::<u32>() <= 4, "seed {seed}");
                 }

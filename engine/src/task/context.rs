@@ -5,7 +5,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use serde::{Deserialize, Serialize};
 
@@ -13,20 +13,30 @@ use super::Failure;
 pub use crate::checkpoint::Checkpoint;
 use crate::checkpoint::CheckpointStore;
 use crate::digest::Digest;
+use crate::item::{Item, ItemContext, ItemParts, ItemResults, Team};
 
 /// Tells an attempt to stop at its next safe point.
 #[derive(Clone, Debug, Default)]
-pub struct CancelToken(Arc<AtomicBool>);
+pub struct CancelToken {
+    own: Arc<AtomicBool>,
+    parent: Option<Arc<AtomicBool>>,
+}
 
 impl CancelToken {
     /// Asks the attempt to stop.
     pub fn cancel(&self) {
-        self.0.store(true, Ordering::Release);
+        self.own.store(true, Ordering::Release);
     }
 
-    /// Whether [`Self::cancel`] was called.
+    /// Whether [`Self::cancel`] was called, on this token or on the one it is a child of.
     pub fn is_cancelled(&self) -> bool {
-        self.0.load(Ordering::Acquire)
+        let is_set = |flag: &Arc<AtomicBool>| flag.load(Ordering::Acquire);
+        is_set(&self.own) || self.parent.as_ref().is_some_and(is_set)
+    }
+
+    /// A token that is cancelled with this one, or alone.
+    pub(crate) fn child(&self) -> Self {
+        Self { own: Arc::default(), parent: Some(Arc::clone(&self.own)) }
     }
 }
 
@@ -171,12 +181,20 @@ pub struct ContextParts {
 /// What a running task sees of the world.
 pub struct Context {
     parts: ContextParts,
+    items: ItemParts,
+    /// Stages of items begun.
+    n_stages: AtomicU32,
 }
 
 impl Context {
-    /// Wraps the parts; the engine and [`super::testbed`] call this.
+    /// A context without an engine behind it: items are kept in the scratch folder.
     pub fn new(parts: ContextParts) -> Self {
-        Self { parts }
+        let items = ItemParts::alone(&parts.scratch_dir.join("kept"), "");
+        Self::with_items(parts, items)
+    }
+
+    pub(crate) fn with_items(parts: ContextParts, items: ItemParts) -> Self {
+        Self { parts, items, n_stages: AtomicU32::new(0) }
     }
 
     /// The folder of an output port, created when missing.
@@ -232,6 +250,38 @@ impl Context {
         write: impl FnOnce(&Path) -> io::Result<()>,
     ) -> io::Result<()> {
         self.parts.checkpoints.save(step, write)
+    }
+
+    /// Has each item done, on as many threads as the node has, and gives the results in the list's
+    /// order. What was finished earlier is not repeated; see [`Item`] for what an item is known by.
+    /// `stage` names the kind of work when a task has several; `unit` is what weights count.
+    ///
+    /// A task that calls this says so in [`super::Task::ITEM_STAGES`].
+    ///
+    /// # Errors
+    /// The first item's failure, with the item's name. A transient one is tried again first.
+    pub fn items<T: Sync, R: Serialize>(
+        &self,
+        stage: &str,
+        unit: &str,
+        items: &[Item<T>],
+        work: impl Fn(&T, &ItemContext<'_>) -> Result<R, Failure> + Sync,
+    ) -> Result<ItemResults<R>, Failure> {
+        let n_stages = self.n_stages.fetch_add(1, Ordering::Relaxed) + 1;
+        let is_last_help = self.items.helps.is_some_and(|n| n_stages >= n);
+        let team = Team {
+            parts: &self.items,
+            n_threads: self.n_threads(),
+            scratch: &self.parts.scratch_dir,
+            cancel: &self.parts.cancel,
+            sink: &*self.parts.sink,
+            stage,
+            unit,
+            is_last_help,
+        };
+        let results = team.run(items, work)?;
+        // Whoever holds the node merges.
+        if is_last_help { Err(Failure::cancelled()) } else { Ok(results) }
     }
 
     /// Reports that `done` of `total` units are finished (`total` 0 when unknown).

@@ -1,5 +1,6 @@
 //! Why an attempt ended without a result.
 
+use std::any::Any;
 use std::io;
 
 use serde::{Deserialize, Serialize};
@@ -86,4 +87,13 @@ impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
         Self::from_io(&error)
     }
+}
+
+/// What a panic said.
+pub(crate) fn panic_text(panic: &(dyn Any + Send)) -> &str {
+    panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("without a message")
 }

@@ -25,6 +25,8 @@ pub trait AnyTask: Send + Sync {
     fn outputs(&self) -> &'static [Port];
     /// [`Task::UNKEYED`].
     fn unkeyed(&self) -> &'static [&'static str];
+    /// [`Task::ITEM_STAGES`].
+    fn item_stages(&self) -> u32;
     /// The JSON schema of the params, with docs and defaults.
     fn params_schema(&self) -> Value;
     /// Parses, checks, and fills in defaults.
@@ -85,6 +87,10 @@ impl<T: Task> AnyTask for Erased<T> {
 
     fn unkeyed(&self) -> &'static [&'static str] {
         T::UNKEYED
+    }
+
+    fn item_stages(&self) -> u32 {
+        T::ITEM_STAGES
     }
 
     fn params_schema(&self) -> Value {

@@ -12,6 +12,8 @@ use super::{
 };
 use crate::checkpoint::CheckpointStore;
 use crate::digest::Digest;
+use crate::item::ItemParts;
+pub use crate::item::memory::MemoryBoard;
 
 /// Keeps every report in memory.
 #[derive(Default)]
@@ -44,6 +46,8 @@ pub struct Bench {
     pub cancel: CancelToken,
     /// What the task reported.
     pub sink: Arc<MemorySink>,
+    /// The items of every run on this bench.
+    pub items: Arc<MemoryBoard>,
 }
 
 impl Bench {
@@ -56,6 +60,7 @@ impl Bench {
             n_threads: 2,
             cancel: CancelToken::default(),
             sink: Arc::default(),
+            items: Arc::default(),
         }
     }
 
@@ -100,7 +105,7 @@ impl Bench {
         let task = registry.get(T::KIND).ok_or_else(|| Failure::permanent("no such task"))?;
         let params =
             task.canonical(params).map_err(|error| Failure::permanent(error.to_string()))?;
-        let mut ctx = Context::new(ContextParts {
+        let parts = ContextParts {
             out_dir: self.dir.join("out"),
             scratch_dir: self.dir.join("scratch"),
             checkpoints: CheckpointStore::new(self.dir.join("checkpoints")),
@@ -109,7 +114,10 @@ impl Bench {
             memory_bytes: None,
             cancel: self.cancel.clone(),
             sink: Arc::<MemorySink>::clone(&self.sink),
-        });
+        };
+        let board = Arc::<MemoryBoard>::clone(&self.items);
+        let items = ItemParts { board, ..ItemParts::alone(&self.dir.join("items"), T::KIND) };
+        let mut ctx = Context::with_items(parts, items);
         task.run(&mut ctx, &params, &Inputs::new(self.inputs.clone()))
     }
 }

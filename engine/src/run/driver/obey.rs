@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
-use super::super::attempt::{Buffer, Done, Job, failure};
+use super::super::attempt::{Buffer, Desk, Done, Job, failure};
 use super::super::key_row;
 use super::super::report::{NodeState, RunEvent};
 use super::{Attempt, Driver};
+use crate::item::{self, ItemParts};
 use crate::key::NodeKey;
 use crate::ledger::{AttemptEnd, Claim, EventRow, NodeChange, Publish};
 use crate::plan::{Outputs, Reason, Verdict, artifacts};
@@ -62,7 +63,11 @@ impl Driver<'_> {
                     self.end(node, epoch, Failure::cancelled());
                 }
             }
-            Command::Start { node, cpu } => self.start(node, cpu),
+            Command::Start { node, cpu } => {
+                let epoch = self.claimed.remove(&node);
+                self.start(node, cpu, epoch.expect("a node starts after its claim is granted"));
+            }
+            Command::Help { node, cpu } => self.help(node, cpu),
             Command::Cancel { node, why } => {
                 if let Some(attempt) = self.attempts.get(&node) {
                     attempt.cancel.cancel();
@@ -122,8 +127,19 @@ impl Driver<'_> {
         self.batch.nodes.insert(node, change);
     }
 
-    fn start(&mut self, node: usize, cpu: u32) {
-        let epoch = self.claimed.remove(&node).expect("a node starts after its claim is granted");
+    /// Starts an attempt that works on items until there are none left, and makes no outputs.
+    fn help(&mut self, node: usize, cpu: u32) {
+        let Some(epoch) = self.watched.get(&node).map(|watched| watched.epoch) else {
+            self.step(Event::Helped { node });
+            return;
+        };
+        self.helped.insert((node, epoch));
+        self.start(node, cpu, -epoch);
+    }
+
+    /// Starts an attempt with the epoch of its claim, or with a negative one when it only helps.
+    fn start(&mut self, node: usize, cpu: u32, epoch: i64) {
+        let helps = epoch < 0;
         let (engine, spec) = (self.engine, self.node(node));
         let result = self.results[node].as_ref().expect("a claimed node was resolved");
         let key = result.key;
@@ -132,7 +148,11 @@ impl Driver<'_> {
             _ => None,
         };
         let external = result.external.clone();
-        let work_dir = engine.store.work_dir(key, epoch);
+        let work_dir = if helps {
+            engine.store.help_dir(key, &engine.owner.id)
+        } else {
+            engine.store.work_dir(key, epoch)
+        };
         let cancel = CancelToken::default();
         let buffer = Arc::new(Buffer::new(engine.clock.clone()));
         let sink: Arc<dyn Sink> = Arc::<Buffer>::clone(&buffer);
@@ -157,15 +177,37 @@ impl Driver<'_> {
             store: engine.store.clone(),
             clock: engine.clock.clone(),
             done: self.done.0.clone(),
+            items: self.item_parts(node, key, epoch),
         };
         let started_us = self.now_us();
-        self.attempts.insert(node, Attempt { key, epoch, started_us, cancel, buffer });
+        self.attempts.insert(node, Attempt { key, epoch, started_us, cancel, buffer, helps });
         let attempt = self.state.n_failed(node) + 1;
-        self.observe(&RunEvent::Started { node: spec.name.clone(), attempt, reason });
+        if !helps {
+            self.observe(&RunEvent::Started { node: spec.name.clone(), attempt, reason });
+        }
         if let Err(error) = self.crew.run(Box::new(move || job.run())) {
             let failure = Failure::transient(format!("cannot start a thread: {error}"));
             let result = Err(failure);
             self.ended(Done { node, epoch, result, external_changed: false });
+        }
+    }
+
+    fn item_parts(&self, node: usize, key: NodeKey, epoch: i64) -> ItemParts {
+        let (engine, spec) = (self.engine, self.node(node));
+        let desk = Desk {
+            node: spec.name.clone(),
+            node_key: key,
+            holder: format!("{} {node} {epoch}", engine.owner.id),
+            posts: self.posts.0.clone(),
+        };
+        ItemParts {
+            board: Arc::new(desk),
+            store: engine.store.items(),
+            scope: item::scope(spec.task.kind(), spec.task.revision(), &spec.salt),
+            lease: engine.lease,
+            tries_max: spec.retry.attempts_max,
+            backoff: spec.retry.backoff,
+            helps: (epoch < 0).then(|| spec.task.item_stages()),
         }
     }
 
@@ -200,10 +242,17 @@ impl Driver<'_> {
             return;
         };
         let key = attempt.key;
+        if attempt.helps {
+            self.attempts.remove(&node);
+            self.step(Event::Helped { node });
+            return;
+        }
         match result {
             Ok(made) => {
+                let has_items = self.node(node).task.item_stages() > 0;
                 let (outputs, metrics) = (made.outputs.clone(), made.metrics.clone());
-                self.batch.publishes.insert(key, Publish { key, epoch, outputs, metrics });
+                let publish = Publish { key, epoch, outputs, metrics, has_items };
+                self.batch.publishes.insert(key, publish);
                 self.made.insert(node, made);
                 self.step(Event::Made { node });
             }
@@ -261,6 +310,9 @@ impl Driver<'_> {
     }
 
     fn end(&mut self, node: usize, epoch: i64, failure: Failure) {
+        if epoch < 0 {
+            return;
+        }
         let Some(key) = self.results[node].as_ref().map(|result| result.key) else { return };
         let kind = match failure.kind {
             FailureKind::Transient | FailureKind::Permanent => "attempt_failed",

@@ -34,10 +34,14 @@ impl Driver<'_> {
     /// Takes what the attempt at a node reported since the last time.
     pub(super) fn drain(&mut self, node: usize) {
         let Some(attempt) = self.attempts.get(&node) else { return };
-        let (key, epoch) = (attempt.key, attempt.epoch);
+        let (key, epoch, helps) = (attempt.key, attempt.epoch, attempt.helps);
         let kept = attempt.buffer.take();
         let moved = kept.progress.is_some() || !kept.others.is_empty();
         let at_us = self.now_us();
+        if helps {
+            // The process that holds the node reports for it.
+            return;
+        }
         for (at_us, report) in kept.others {
             match &report {
                 Report::Metric { name, step, value } => {

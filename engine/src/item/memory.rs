@@ -1,0 +1,55 @@
+//! A board without a database, for tests of tasks.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+
+use super::{Board, Call, ItemKey, State, Status};
+
+/// States of items in memory. One process, so whatever runs is the asker's.
+#[derive(Default)]
+pub struct MemoryBoard(Mutex<BTreeMap<ItemKey, State>>);
+
+impl MemoryBoard {
+    /// How many items are done.
+    pub fn n_done(&self) -> usize {
+        let states = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        states.values().filter(|state| matches!(state.status, Status::Done { .. })).count()
+    }
+
+    /// How many times items were begun.
+    pub fn n_tries(&self) -> u64 {
+        let states = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        states.values().map(|state| state.epoch.unsigned_abs()).sum()
+    }
+}
+
+impl Board for MemoryBoard {
+    fn call(&self, call: Call) -> Option<Vec<State>> {
+        let mut states = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mentioned = call.mentioned();
+        for listed in call.list {
+            let fresh = State { key: listed.key, epoch: 0, status: Status::Missing };
+            states.entry(listed.key).or_insert(fresh);
+        }
+        let mut set = |key: ItemKey, epoch: i64, next: i64, status: Status| {
+            if let Some(state) = states.get_mut(&key).filter(|state| state.epoch == epoch) {
+                *state = State { key, epoch: next, status };
+            }
+        };
+        for publish in call.publishes {
+            let status = Status::Done { is_mine: true, digest: publish.digest };
+            set(publish.key, publish.epoch, publish.epoch, status);
+        }
+        for end in call.ends {
+            set(end.key, end.epoch, end.epoch, Status::Missing);
+        }
+        for (key, epoch) in call.spoiled {
+            set(key, epoch, epoch, Status::Missing);
+        }
+        for claim in call.claims {
+            let status = Status::Running { is_mine: true, lease_until_us: 0 };
+            set(claim.key, claim.epoch, claim.epoch + 1, status);
+        }
+        Some(mentioned.iter().filter_map(|key| states.get(key).copied()).collect())
+    }
+}
