@@ -4,6 +4,8 @@
 //! Loshchilov and Hutter, "Decoupled Weight Decay Regularization", arXiv 1711.05101, algorithm 2,
 //! with the learning rate on the decay as in `torch.optim.AdamW`.
 
+pub mod cuda;
+
 use crate::Pool;
 use crate::disjoint::Disjoint;
 use crate::isa::per_isa;
@@ -59,8 +61,10 @@ pub fn step(
     });
 }
 
+/// What a step multiplies by; as in `adamw.cu`.
 #[derive(Clone, Copy)]
-struct Factors {
+#[repr(C)]
+pub(crate) struct Factors {
     grad_scale: f32,
     keep: f32,
     beta1: f32,

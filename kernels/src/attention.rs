@@ -7,6 +7,7 @@
 //! Dao, "`FlashAttention`-2", arXiv 2307.08691, for the tiling and the backward pass.
 
 mod cpu;
+pub mod cuda;
 pub mod reference;
 
 use std::ops::Range;

@@ -2,6 +2,7 @@
 //! rows at a time, whose gradient replaces its logits in place.
 
 mod cpu;
+pub mod cuda;
 pub mod reference;
 
 use crate::Pool;

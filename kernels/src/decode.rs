@@ -8,6 +8,7 @@
 
 pub mod attention;
 pub mod cache;
+pub mod cuda;
 pub mod linear;
 
 pub use attention::Row;

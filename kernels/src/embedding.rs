@@ -1,5 +1,7 @@
 //! Rows of a table by token id, and the gradient of the table.
 
+pub mod cuda;
+
 use crate::Pool;
 use crate::disjoint::Disjoint;
 

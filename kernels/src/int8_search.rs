@@ -13,6 +13,7 @@
 //! passes once a query has seen a few panels, so selection costs almost nothing.
 
 mod cpu;
+pub mod cuda;
 
 use std::cmp::Ordering;
 

@@ -7,6 +7,7 @@ pub mod adamw;
 pub mod attention;
 pub mod bench;
 pub mod cross_entropy;
+pub mod cuda;
 pub mod decode;
 mod disjoint;
 pub mod embedding;

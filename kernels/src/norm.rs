@@ -1,5 +1,7 @@
 //! The squared Euclidean norm of a buffer, for clipping gradients.
 
+pub mod cuda;
+
 use crate::Pool;
 use crate::isa::per_isa;
 use crate::lanes::N_LANES;

@@ -33,6 +33,11 @@ impl Philox {
         }
     }
 
+    /// The stream as two numbers, for kernels: key, then the stream half of the counter.
+    pub(crate) fn raw(self) -> [u64; 2] {
+        [u64::from(self.key[0]) | u64::from(self.key[1]) << 32, self.stream]
+    }
+
     /// Four 32-bit numbers at position `index`.
     pub fn block(self, index: u64) -> [u32; 4] {
         let counter =

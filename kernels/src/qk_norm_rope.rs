@@ -5,6 +5,7 @@
 //! `i` with `i + head_dim / 2`), as Hugging Face lays weights out.
 
 mod cpu;
+pub mod cuda;
 pub mod reference;
 
 use crate::Pool;

@@ -4,6 +4,7 @@
 //! Zhang and Sennrich, "Root Mean Square Layer Normalization", arXiv 1910.07467, equation 4.
 
 mod cpu;
+pub mod cuda;
 pub mod reference;
 
 pub(crate) use cpu::add;

@@ -12,6 +12,8 @@
 //! # Source
 //! Holtzman et al., "The curious case of neural text degeneration", arXiv 1904.09751, section 3.1.
 
+pub mod cuda;
+
 use crate::isa::{Isa, per_isa};
 use crate::lanes::{self, exp};
 

@@ -3,6 +3,8 @@
 //! # Source
 //! Shazeer, "GLU Variants Improve Transformer", arXiv 2002.05202.
 
+pub mod cuda;
+
 use crate::Pool;
 use crate::isa::per_isa;
 use crate::lanes::exp;

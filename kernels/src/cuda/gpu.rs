@@ -1,0 +1,358 @@
+//! A GPU: one context, one stream, kernels compiled when they are first wanted.
+
+mod blas;
+mod graph;
+mod probe;
+
+use std::collections::BTreeMap;
+use std::ffi::{CString, c_void};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use cudarc::driver::{result, sys};
+
+use super::choice::{Choice, Refusal, Request, choose};
+use super::compile::Compiler;
+use super::launch::{Device, Kernel, Launch};
+use super::memory::Allocation;
+use super::{Error, Product, sources};
+use blas::Blas;
+pub use graph::Graph;
+pub use probe::probe;
+
+/// Bytes of page-locked memory through which small copies go without waiting.
+const STAGING_BYTES: usize = 4 << 20;
+/// Most bytes of a copy through it.
+const STAGED_MAX: usize = STAGING_BYTES / 4;
+/// Shared memory that a kernel gets without asking.
+const SHARED_FREE: u32 = 48 << 10;
+
+/// An open GPU.
+pub struct Gpu {
+    name: String,
+    arch: String,
+    compiler: Compiler,
+    cubin_dir: PathBuf,
+    context: Arc<Context>,
+    stream: sys::CUstream,
+    n_processors: u32,
+    memory_bytes: u64,
+    functions: Mutex<BTreeMap<&'static str, Function>>,
+    staging: Mutex<Staging>,
+    blas: Mutex<Blas>,
+}
+
+// SAFETY: Driver handles may be used from any thread once the context is current there, which every
+// call sees to; what changes is behind locks.
+unsafe impl Send for Gpu {}
+// SAFETY: As above.
+unsafe impl Sync for Gpu {}
+
+#[derive(Clone, Copy)]
+struct Function(sys::CUfunction);
+
+/// The device's primary context, held while anything of it lives.
+struct Context {
+    device: sys::CUdevice,
+    handle: sys::CUcontext,
+}
+
+// SAFETY: As of `Gpu`.
+unsafe impl Send for Context {}
+// SAFETY: As of `Gpu`.
+unsafe impl Sync for Context {}
+
+impl Context {
+    fn bind(&self) -> Result<(), Error> {
+        // SAFETY: The context is retained until this is dropped.
+        unsafe { result::ctx::set_current(self.handle) }.map_err(|e| failed("cuCtxSetCurrent", e))
+    }
+}
+
+impl Drop for Context {
+    fn drop(&mut self) {
+        // SAFETY: Retained once, in `Gpu::open`. At the end of a process the driver may be gone.
+        let _ = unsafe { result::primary_ctx::release(self.device) };
+    }
+}
+
+/// Page-locked memory, filled from the front; at its end the stream is waited for.
+struct Staging {
+    memory: *mut u8,
+    used: usize,
+}
+
+/// Opens the device that a request means; nothing for the CPU, with the reason.
+///
+/// # Errors
+/// When the request names a GPU that cannot be used, or the GPU cannot be opened.
+pub fn open(
+    request: Request,
+    needed_bytes: u64,
+    cubin_dir: &Path,
+) -> Result<Result<(Gpu, Vec<String>), String>, OpenError> {
+    if request == Request::Cpu {
+        return Ok(Err("`cpu` was asked for".to_owned()));
+    }
+    match choose(request, &probe(), needed_bytes)? {
+        Choice::Cpu { reason } => Ok(Err(reason)),
+        Choice::Gpu { index, arch, notes } => Ok(Ok((Gpu::open(index, arch, cubin_dir)?, notes))),
+    }
+}
+
+/// Why a device was not opened.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum OpenError {
+    /// It cannot be used.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// It should work and does not.
+    #[error(transparent)]
+    Failed(#[from] Error),
+}
+
+impl Gpu {
+    /// Opens GPU `index` for kernels of `arch`; [`open`] chooses both.
+    ///
+    /// # Errors
+    /// When a library is missing or a call fails.
+    pub fn open(index: u32, arch: String, cubin_dir: &Path) -> Result<Self, Error> {
+        let compiler = Compiler::new()?;
+        result::init().map_err(|e| failed("cuInit", e))?;
+        let device = result::device::get(index as i32).map_err(|e| failed("cuDeviceGet", e))?;
+        let name = result::device::get_name(device).map_err(|e| failed("cuDeviceGetName", e))?;
+        // SAFETY: The device was just found.
+        let handle = unsafe { result::primary_ctx::retain(device) }
+            .map_err(|e| failed("cuDevicePrimaryCtxRetain", e))?;
+        let context = Arc::new(Context { device, handle });
+        context.bind()?;
+        let stream = result::stream::create(result::stream::StreamKind::NonBlocking)
+            .map_err(|e| failed("cuStreamCreate", e))?;
+        let attribute = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
+        // SAFETY: The device was just found.
+        let n_processors = unsafe { result::device::get_attribute(device, attribute) }
+            .map_err(|e| failed("cuDeviceGetAttribute", e))? as u32;
+        let (_, memory) = result::mem_get_info().map_err(|e| failed("cuMemGetInfo", e))?;
+        // SAFETY: Any size may be asked for; it is given back in `drop`.
+        let memory_host = unsafe { result::malloc_host(STAGING_BYTES, 0) }
+            .map_err(|e| failed("cuMemHostAlloc", e))?;
+        let blas = Blas::new(Arc::clone(&context))?;
+        Ok(Self {
+            name,
+            arch,
+            compiler,
+            cubin_dir: cubin_dir.to_owned(),
+            context,
+            stream,
+            n_processors,
+            memory_bytes: memory as u64,
+            functions: Mutex::default(),
+            staging: Mutex::new(Staging { memory: memory_host.cast(), used: 0 }),
+            blas: Mutex::new(blas),
+        })
+    }
+
+    /// Architecture that kernels are compiled for.
+    pub fn arch(&self) -> &str {
+        &self.arch
+    }
+
+    /// Multiprocessors.
+    pub fn n_processors(&self) -> u32 {
+        self.n_processors
+    }
+
+    /// All of its memory.
+    pub fn memory_bytes(&self) -> u64 {
+        self.memory_bytes
+    }
+
+    /// The compiled kernel, loaded.
+    fn function(&self, kernel: &'static Kernel) -> Result<sys::CUfunction, Error> {
+        let mut functions = self.functions.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(function) = functions.get(kernel.name) {
+            return Ok(function.0);
+        }
+        let source = sources()
+            .into_iter()
+            .find(|source| source.name == kernel.source)
+            .expect("a kernel's file is listed");
+        let cubin = self.compiler.compile_cached(source, &self.arch, &self.cubin_dir)?;
+        // SAFETY: NVRTC made the image, or its digest said so; the module stays loaded.
+        let module = unsafe { result::module::load_data(cubin.bytes.as_ptr().cast()) }
+            .map_err(|e| failed("cuModuleLoadData", e))?;
+        for kernel in source.kernels {
+            let name = CString::new(kernel.name).expect("names hold no zero bytes");
+            // SAFETY: The module is loaded.
+            let function = unsafe { result::module::get_function(module, name) }
+                .map_err(|e| failed("cuModuleGetFunction", e))?;
+            if kernel.shared_bytes_max > SHARED_FREE {
+                let attribute =
+                    sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+                let bytes = kernel.shared_bytes_max as i32;
+                // SAFETY: The function is of the loaded module.
+                unsafe { result::function::set_function_attribute(function, attribute, bytes) }
+                    .map_err(|e| failed("cuFuncSetAttribute", e))?;
+            }
+            functions.insert(kernel.name, Function(function));
+        }
+        Ok(functions[kernel.name].0)
+    }
+}
+
+impl Drop for Gpu {
+    fn drop(&mut self) {
+        let staging = self.staging.get_mut().unwrap_or_else(PoisonError::into_inner);
+        // At the end of a process the driver may be gone; then there is nothing to give back.
+        if self.context.bind().is_ok() {
+            // SAFETY: The stream is ours.
+            let _ = unsafe { result::stream::synchronize(self.stream) };
+            // SAFETY: No copy is under way any more.
+            let _ = unsafe { result::free_host(staging.memory.cast()) };
+            // SAFETY: Nothing is given to it any more.
+            let _ = unsafe { result::stream::destroy(self.stream) };
+        }
+    }
+}
+
+/// Memory of the GPU.
+struct Memory {
+    address: u64,
+    size_bytes: usize,
+    context: Arc<Context>,
+}
+
+impl Allocation for Memory {
+    fn address(&self) -> u64 {
+        self.address
+    }
+
+    fn size_bytes(&self) -> usize {
+        self.size_bytes
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        if self.context.bind().is_ok() {
+            // SAFETY: Allocated once, and freed once; the driver waits for what uses it.
+            let _ = unsafe { result::free_sync(self.address) };
+        }
+    }
+}
+
+impl Device for Gpu {
+    fn name(&self) -> String {
+        self.name.clone()
+    }
+
+    fn allocate(&self, size_bytes: usize) -> Result<Arc<dyn Allocation>, Error> {
+        self.context.bind()?;
+        // SAFETY: Any size may be asked for.
+        match unsafe { result::malloc_sync(size_bytes) } {
+            Ok(address) => {
+                let context = Arc::clone(&self.context);
+                Ok(Arc::new(Memory { address, size_bytes, context }))
+            }
+            Err(result::DriverError(sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY)) => {
+                let (free, _) = result::mem_get_info().map_err(|e| failed("cuMemGetInfo", e))?;
+                let (needed_bytes, free_bytes) = (size_bytes as u64, free as u64);
+                Err(Error::OutOfMemory { needed_bytes, free_bytes })
+            }
+            Err(error) => Err(failed("cuMemAlloc", error)),
+        }
+    }
+
+    unsafe fn write(&self, address: u64, bytes: &[u8]) -> Result<(), Error> {
+        self.context.bind()?;
+        if bytes.len() > STAGED_MAX {
+            // SAFETY: The range belongs to an allocation, by the caller's word. The driver has read
+            // pageable memory when this returns.
+            return unsafe { result::memcpy_htod_async(address, bytes, self.stream) }
+                .map_err(|e| failed("cuMemcpyHtoDAsync", e));
+        }
+        let mut staging = self.staging.lock().unwrap_or_else(PoisonError::into_inner);
+        if staging.used + bytes.len() > STAGING_BYTES {
+            self.synchronize()?;
+            staging.used = 0;
+        }
+        let offset = staging.used;
+        staging.used = (offset + bytes.len()).next_multiple_of(64).min(STAGING_BYTES);
+        // SAFETY: The part from `offset` on is inside the staging memory, and no copy reads it.
+        let staged = unsafe { staging.memory.add(offset) };
+        // SAFETY: As above; the bytes are elsewhere.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), staged, bytes.len()) };
+        // SAFETY: Just written.
+        let staged = unsafe { std::slice::from_raw_parts(staged, bytes.len()) };
+        // SAFETY: The target belongs to an allocation; the part is not written again before the
+        // stream has been waited for.
+        unsafe { result::memcpy_htod_async(address, staged, self.stream) }
+            .map_err(|e| failed("cuMemcpyHtoDAsync", e))
+    }
+
+    unsafe fn read(&self, address: u64, bytes: &mut [u8]) -> Result<(), Error> {
+        self.context.bind()?;
+        // SAFETY: The range belongs to an allocation, by the caller's word; the stream is waited for
+        // before the bytes are used.
+        unsafe { result::memcpy_dtoh_async(bytes, address, self.stream) }
+            .map_err(|e| failed("cuMemcpyDtoHAsync", e))?;
+        self.synchronize()
+    }
+
+    unsafe fn fill(&self, address: u64, value: u8, size_bytes: usize) -> Result<(), Error> {
+        self.context.bind()?;
+        // SAFETY: The range belongs to an allocation, by the caller's word.
+        unsafe { result::memset_d8_async(address, value, size_bytes, self.stream) }
+            .map_err(|e| failed("cuMemsetD8Async", e))
+    }
+
+    unsafe fn copy(&self, from: u64, to: u64, size_bytes: usize) -> Result<(), Error> {
+        self.context.bind()?;
+        // SAFETY: Both ranges belong to allocations, by the caller's word.
+        unsafe { result::memcpy_dtod_async(to, from, size_bytes, self.stream) }
+            .map_err(|e| failed("cuMemcpyDtoDAsync", e))
+    }
+
+    unsafe fn launch(&self, launch: &Launch<'_>) -> Result<(), Error> {
+        launch.check();
+        self.context.bind()?;
+        let function = self.function(launch.kernel)?;
+        let [x, y, z] = launch.grid.blocks;
+        let mut arguments: Vec<*mut c_void> = launch.arguments.to_vec();
+        // SAFETY: The arguments have the kernel's types, by the caller's word and by the check that
+        // was compiled with the kernel.
+        unsafe {
+            result::launch_kernel(
+                function,
+                (x, y, z),
+                (launch.grid.threads, 1, 1),
+                launch.grid.shared_bytes,
+                self.stream,
+                &mut arguments,
+            )
+        }
+        .map_err(|e| failed("cuLaunchKernel", e))
+    }
+
+    fn multiply(&self, product: &Product<'_>) -> Result<(), Error> {
+        product.check();
+        self.context.bind()?;
+        let mut blas = self.blas.lock().unwrap_or_else(PoisonError::into_inner);
+        blas.multiply(product, self.stream)
+    }
+
+    fn synchronize(&self) -> Result<(), Error> {
+        self.context.bind()?;
+        // SAFETY: The stream is ours.
+        unsafe { result::stream::synchronize(self.stream) }
+            .map_err(|e| failed("cuStreamSynchronize", e))
+    }
+}
+
+fn failed(call: &'static str, error: result::DriverError) -> Error {
+    let text = |text: Result<&std::ffi::CStr, result::DriverError>| {
+        text.map_or_else(|_| String::new(), |text| text.to_string_lossy().into_owned())
+    };
+    let message = format!("{}: {}", text(error.error_name()), text(error.error_string()));
+    Error::Call { call, message }
+}

@@ -1,0 +1,121 @@
+//! Every kernel executed on the CPU under three schedules, against its `f64` reference.
+
+use std::path::Path;
+
+use kernels::cuda::Emulator;
+use kernels::cuda::emulator::{Mutation, Schedule};
+use kernels::cuda::parity::{self, Case, Effort};
+
+fn emulator(schedule: Schedule) -> Emulator {
+    Emulator::new(&Path::new(env!("CARGO_TARGET_TMPDIR")).join("emulator"), schedule)
+}
+
+/// Runs cases under every schedule: outputs are right, and have the same bits.
+fn check(op: &str) {
+    let cases: Vec<Case> =
+        parity::cases(Effort::Emulated).into_iter().filter(|case| case.op == op).collect();
+    assert!(!cases.is_empty(), "there are cases of {op}");
+    let emulators = Schedule::ALL.map(emulator);
+    for case in &cases {
+        let mut digests = Vec::new();
+        for emulator in &emulators {
+            let checks =
+                (case.run)(emulator).unwrap_or_else(|error| panic!("{op} {}: {error}", case.shape));
+            for check in &checks {
+                let (what, error, limit) = (check.what, check.error, check.limit);
+                let shape = &case.shape;
+                assert!(check.holds(), "{op} {shape}: {what} is off by {error:e}, limit {limit:e}");
+            }
+            digests.push(checks.iter().map(|check| check.digest).collect::<Vec<_>>());
+        }
+        assert!(digests.windows(2).all(|two| two[0] == two[1]), "{op} {} is a race", case.shape);
+    }
+}
+
+macro_rules! ops {
+    ($($op:ident),* $(,)?) => {
+        $(#[test]
+        fn $op() {
+            check(stringify!($op));
+        })*
+
+        #[test]
+        fn every_op_is_checked() {
+            let named = [$(stringify!($op)),*];
+            for case in parity::cases(Effort::Emulated) {
+                assert!(named.contains(&case.op), "`{}` has no test", case.op);
+            }
+        }
+    };
+}
+
+ops!(
+    adamw,
+    attention,
+    cross_entropy,
+    decode,
+    embedding,
+    int8_search,
+    norm,
+    qk_norm_rope,
+    rms_norm,
+    sampling,
+    swiglu
+);
+
+/// Whether some case of `op` fails under some schedule, or schedules give different bits.
+fn notices(op: &str, mutation: Mutation) -> bool {
+    let emulators = Schedule::ALL.map(|schedule| emulator(schedule).mutated(mutation));
+    parity::cases(Effort::Emulated).into_iter().filter(|case| case.op == op).any(|case| {
+        let results = emulators.each_ref().map(|emulator| (case.run)(emulator));
+        let digests: Vec<Option<Vec<_>>> = results
+            .into_iter()
+            .map(|result| {
+                let checks = result.ok()?;
+                let right = checks.iter().all(parity::Check::holds);
+                right.then(|| checks.iter().map(|check| check.digest).collect())
+            })
+            .collect();
+        digests.iter().any(|digest| digest.is_none() || *digest != digests[0])
+    })
+}
+
+/// Broken on purpose: an index, a barrier, a bound.
+#[test]
+fn mistakes_are_noticed() {
+    let mistakes = [
+        ("rms_norm", "rms_norm.cu", "if (i < n_vectors) {", "if (i <= n_vectors) {"),
+        ("rms_norm", "rms_norm.cu", "squares = add_squares(squares, kept[n]);", ""),
+        ("rms_norm", "rms_norm.cu", "again[i], gains[i]", "again[i], gains[n_vectors - 1 - i]"),
+        ("rms_norm", "sum_rows.cu", "    __syncthreads();\n", ""),
+        ("rms_norm", "sum_rows.cu", "row += 8", "row += 9"),
+        ("swiglu", "swiglu.cu", "up[8];\n    unpack8(row[i]", "up[8];\n    unpack8(row[i ^ 1]"),
+        ("adamw", "adamw.cu", "i < len / 4", "i <= len / 4"),
+        ("norm", "norm.cu", "i += 1024) {\n        if", "i += 2048) {\n        if"),
+        ("embedding", "embedding.cu", "order[n]", "n"),
+        ("attention", "attention.cu", "key <= row[i / 2]", "key < row[i / 2]"),
+        ("attention", "attention.cu", "key >= row_start[i / 2]", "true"),
+        ("attention", "attention.cu", "copies_wait<1>();\n        __syncthreads();", ""),
+        ("attention", "attention.cu", "n + lane / 16 * 8 + lane % 8", "n + lane % 16"),
+        ("cross_entropy", "cross_entropy.cu", "4 * i + j == target", "4 * i == target"),
+        (
+            "cross_entropy",
+            "cross_entropy.cu",
+            "    __syncthreads();\n    float row_top",
+            "    float row_top",
+        ),
+        ("decode", "decode.cu", "n * PAGE + offset < count", "true"),
+        ("decode", "decode.cu", "        __syncthreads();\n        float top", "        float top"),
+        ("qk_norm_rope", "qk_norm_rope.cu", "head < u32(n_heads) ? 0 : DIM", "0"),
+        ("sampling", "sampling.cu", "other_id <= id", "other_id < id"),
+        ("sampling", "sampling.cu", "keys[1] += 0xBB67AE85u", "keys[1] += 0xBB67AE86u"),
+        ("int8_search", "int8_search.cu", "copies_wait<STAGES - 2>", "copies_wait<STAGES - 1>"),
+        ("int8_search", "int8_search.cu", "score >= threshold", "score > threshold"),
+        ("int8_search", "int8_search.cu", "            __syncthreads();\n", ""),
+        ("int8_search", "int8_search.cu", "u32(~id)", "id"),
+    ];
+    for (op, source, from, to) in mistakes {
+        let mutation = Mutation { source, from, to };
+        assert!(notices(op, mutation), "nobody notices {mutation:?}");
+    }
+}
