@@ -34,6 +34,8 @@ pub mod train_tokenizer;
 pub mod tune_synthesizer;
 
 use engine::task::Registry;
+/// Devices of CUDA's kind: what there is, what it can do, and what it gives.
+pub use kernels::cuda;
 
 /// Every task, in pipeline order.
 pub fn registry() -> Registry {

@@ -8,6 +8,7 @@ pub mod arch;
 pub mod backward;
 pub mod batch;
 pub mod config;
+pub mod device;
 pub mod forward;
 pub mod generate;
 pub mod hf;

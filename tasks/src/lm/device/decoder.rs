@@ -1,0 +1,306 @@
+//! Token-by-token inference on a device, over a paged cache of keys and values.
+//!
+//! What a row gets does not depend on the other rows of its step: products are computed a row at a
+//! time for all that their sums show, attention and sampling are by row. Random numbers are drawn on
+//! the device, and equal the CPU's.
+
+use std::sync::Arc;
+
+use half::bf16;
+use kernels::attention::cuda::Documents;
+use kernels::attention::{self, Heads};
+use kernels::cuda::product::{Layout, Product, Target};
+use kernels::cuda::{Buffer, Device, Error};
+use kernels::decode::cuda::{LayerCache, Step};
+use kernels::embedding::cuda::Ids;
+use kernels::matmul::Accumulate;
+use kernels::qk_norm_rope::Table;
+use kernels::qk_norm_rope::cuda::{DeviceTable, Positions, QkNormRope};
+use kernels::sampling::{self, Policy};
+use kernels::{decode, embedding, rms_norm, swiglu};
+
+use super::forward::{DOWN, GATE_UP, INPUT_NORM, O, POST_NORM, QKV};
+use super::{BLOCK_PARTS, DeviceModel};
+use crate::lm::weights::Part;
+use crate::lm::{Config, Weights};
+
+/// One token to compute: the pages of its sequence, and the positions it sees, its own the last.
+pub type Row<'a> = (&'a [u32], usize);
+
+/// A model on a device that computes the next tokens of many sequences.
+pub struct DeviceDecoder {
+    device: Arc<dyn Device>,
+    config: Config,
+    parts: Vec<Part>,
+    rounded: Buffer<bf16>,
+    table: DeviceTable,
+    caches: Vec<LayerCache>,
+    n_pages: usize,
+    rows: Rows,
+    logits: Buffer<f32>,
+}
+
+/// Buffers of the rows of a step.
+struct Rows {
+    ids: [Buffer<u32>; 3],
+    positions: Buffer<u32>,
+    documents: [Buffer<u32>; 2],
+    step: [Buffer<u32>; 3],
+    x: Buffer<bf16>,
+    delta: Buffer<bf16>,
+    normed: Buffer<bf16>,
+    qkv: Buffer<bf16>,
+    heads_out: Buffer<bf16>,
+    gate_up: Buffer<bf16>,
+    hidden: Buffer<bf16>,
+    rstd: Buffer<f32>,
+    qk_rstd: Buffer<f32>,
+    lse: Buffer<f32>,
+}
+
+/// Whom the rows of a step attend to.
+enum Attend {
+    /// Each to its sequence in the cache.
+    Cache,
+    /// Whole prompts, each token to those before it.
+    Prompts(Documents),
+}
+
+impl DeviceDecoder {
+    /// Copies a model and takes memory for `n_pages` pages of 16 positions, steps of at most
+    /// `n_rows` rows and logits of at most `n_logits`.
+    ///
+    /// # Errors
+    /// When the device has not enough memory.
+    ///
+    /// # Panics
+    /// When [`DeviceModel::supports`] says no.
+    pub fn new(
+        device: Arc<dyn Device>,
+        weights: &Weights,
+        n_pages: usize,
+        [n_rows, n_logits]: [usize; 2],
+    ) -> Result<Self, Error> {
+        let config = weights.config().clone();
+        DeviceModel::supports(&config).unwrap_or_else(|reason| panic!("checked before: {reason}"));
+        let rounded: Vec<bf16> = weights.data().iter().map(|&x| bf16::from_f32(x)).collect();
+        let rounded = Buffer::of(&*device, &rounded)?;
+        let table = Table::new(config.rope_theta, config.head_dim, config.context);
+        let table = DeviceTable::new(&*device, &table)?;
+        let len = LayerCache::len_of(heads(&config), n_pages);
+        let caches = (0..config.n_layers)
+            .map(|_| {
+                Ok(LayerCache {
+                    keys: Buffer::poisoned(&*device, len)?,
+                    values: Buffer::poisoned(&*device, len)?,
+                })
+            })
+            .collect::<Result<_, Error>>()?;
+        let rows = Rows::new(&*device, &config, n_rows)?;
+        let logits = Buffer::poisoned(&*device, n_logits * config.vocab_size)?;
+        let parts = weights.parts();
+        Ok(Self { device, config, parts, rounded, table, caches, n_pages, rows, logits })
+    }
+
+    /// Computes whole prompts, `pages` being those of each, and leaves the logits of their last
+    /// tokens.
+    ///
+    /// # Errors
+    /// When the device fails.
+    ///
+    /// # Panics
+    /// When a prompt is empty or what was planned for is exceeded.
+    pub fn prefill(&self, prompts: &[(&[u32], &[u32])]) -> Result<(), Error> {
+        let device = &*self.device;
+        let (mut tokens, mut starts, mut rows, mut lasts) = (vec![], vec![], vec![], vec![]);
+        for (prompt, pages) in prompts {
+            let start = tokens.len();
+            assert!(!prompt.is_empty(), "a prompt has a token");
+            tokens.extend_from_slice(prompt);
+            starts.extend(std::iter::repeat_n(start as u32, prompt.len()));
+            rows.extend((1..=prompt.len()).map(|count| (*pages, count)));
+            lasts.push(tokens.len() - 1);
+        }
+        let [a, b] = &self.rows.documents;
+        let documents = Documents::new(device, &starts, [a, b])?;
+        let states = self.states(&tokens, &rows, &Attend::Prompts(documents))?;
+        let row = |i: usize| states.slice(i * self.config.d_model..(i + 1) * self.config.d_model);
+        // A prompt's last row moves to the front, to where no row is that is still wanted.
+        for (to, &last) in lasts.iter().enumerate().filter(|(to, last)| to != *last) {
+            row(to).copy_from(device, &row(last))?;
+        }
+        self.logits_of(&states, lasts.len())
+    }
+
+    /// Computes one more token of each row's sequence and leaves their logits.
+    ///
+    /// # Errors
+    /// When the device fails.
+    ///
+    /// # Panics
+    /// When what was planned for is exceeded.
+    pub fn step(&self, tokens: &[u32], rows: &[Row<'_>]) -> Result<(), Error> {
+        let states = self.states(tokens, rows, &Attend::Cache)?;
+        self.logits_of(&states, tokens.len())
+    }
+
+    /// Draws a token from each of the last logits; `random` are streams and positions in them.
+    /// [`sampling::cuda::NO_TOKEN`] where the logits are not finite.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn draw(
+        &self,
+        policy: &Policy,
+        random: [&Buffer<u64>; 2],
+        tokens: &Buffer<u32>,
+    ) -> Result<Vec<u32>, Error> {
+        let (device, vocab) = (&*self.device, self.config.vocab_size);
+        let logits = self.logits.front(tokens.len() * vocab);
+        sampling::cuda::draw(device, &logits, vocab, policy, random, tokens)?;
+        tokens.read(device)
+    }
+
+    /// The last logits of `n` rows.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn logits(&self, n: usize) -> Result<Vec<f32>, Error> {
+        self.logits.front(n * self.config.vocab_size).read(&*self.device)
+    }
+
+    fn part(&self, layer: usize, part: usize) -> Buffer<bf16> {
+        self.rounded.slice(self.parts[1 + layer * BLOCK_PARTS + part].range.clone())
+    }
+
+    fn multiply(
+        &self,
+        sizes: [usize; 3],
+        [x, weights]: [&Buffer<bf16>; 2],
+        c: Target<'_>,
+    ) -> Result<(), Error> {
+        let accumulate = Accumulate::Overwrite;
+        Product { layout: Layout::Nt, sizes, a: x, b: weights, c, accumulate }.run(&*self.device)
+    }
+
+    /// The normalized states after the last block.
+    fn states(
+        &self,
+        tokens: &[u32],
+        rows: &[Row<'_>],
+        attend: &Attend,
+    ) -> Result<Buffer<bf16>, Error> {
+        let (device, config, t) = (&*self.device, &self.config, tokens.len());
+        let all = &self.rows;
+        let [ids, order, groups] = &all.ids;
+        let ids = Ids::new(device, tokens, config.vocab_size, [ids, order, groups])?;
+        let [slots, tables, counts] = &all.step;
+        let step = Step::new(device, rows, self.n_pages, [slots, tables, counts])?;
+        let at: Vec<u32> = rows.iter().map(|(_, count)| *count as u32 - 1).collect();
+        let positions = Positions::new(device, &at, &self.table, &all.positions)?;
+        let x = all.x.front(t * config.d_model);
+        let table = self.rounded.slice(self.parts[0].range.clone());
+        embedding::cuda::forward(device, &table, &ids, &x)?;
+        for layer in 0..config.n_layers {
+            self.block(layer, &x, &step, &positions, attend)?;
+        }
+        let gain = self.parts[1 + config.n_layers * BLOCK_PARTS].range.clone();
+        let (delta, normed) = (all.delta.front(x.len()), all.normed.front(x.len()));
+        let (gain, rstd) = (self.rounded.slice(gain), all.rstd.front(t));
+        let sum = [&x, &delta, &x];
+        rms_norm::cuda::add_forward(device, sum, &gain, config.norm_eps, &normed, &rstd)?;
+        Ok(normed)
+    }
+
+    /// Runs a block on the residual stream in place.
+    fn block(
+        &self,
+        layer: usize,
+        x: &Buffer<bf16>,
+        step: &Step,
+        positions: &Positions,
+        attend: &Attend,
+    ) -> Result<(), Error> {
+        let (device, config, all) = (&*self.device, &self.config, &self.rows);
+        let (d, f, eps) = (config.d_model, config.d_ffn, config.norm_eps);
+        let (t, heads) = (x.len() / d, heads(config));
+        let (normed, delta) = (all.normed.front(t * d), all.delta.front(t * d));
+        let rstd = all.rstd.front(t);
+        let norm = |part, first: bool| {
+            let gain = self.part(layer, part);
+            if first {
+                rms_norm::cuda::forward(device, x, &gain, eps, &normed, &rstd)
+            } else {
+                rms_norm::cuda::add_forward(device, [x, &delta, x], &gain, eps, &normed, &rstd)
+            }
+        };
+        // What the block before added at its end is added here.
+        norm(INPUT_NORM, layer == 0)?;
+        let qkv = all.qkv.front(t * config.qkv_width());
+        let weights = self.part(layer, QKV);
+        self.multiply([t, config.qkv_width(), d], [&normed, &weights], Target::Bf16(&qkv))?;
+        let at = 1 + layer * BLOCK_PARTS;
+        let gains =
+            self.rounded.slice(self.parts[at + 2].range.start..self.parts[at + 3].range.end);
+        let qk_rstd = all.qk_rstd.front(t * (config.n_heads + config.n_kv_heads));
+        QkNormRope { heads, gains: &gains, eps, positions, table: &self.table }
+            .forward(device, &qkv, &qkv, &qk_rstd)?;
+        let (cache, heads_out) = (&self.caches[layer], all.heads_out.front(t * config.q_width()));
+        decode::cuda::write(device, &qkv, heads, step, cache)?;
+        match attend {
+            Attend::Cache => decode::cuda::attend(device, &qkv, heads, step, cache, &heads_out)?,
+            Attend::Prompts(documents) => {
+                let lse = all.lse.front(t * config.n_heads);
+                attention::cuda::forward(device, &qkv, heads, documents, &heads_out, &lse)?;
+            }
+        }
+        let weights = self.part(layer, O);
+        self.multiply([t, d, config.q_width()], [&heads_out, &weights], Target::Bf16(&delta))?;
+        norm(POST_NORM, false)?;
+        let (gate_up, hidden) = (all.gate_up.front(t * 2 * f), all.hidden.front(t * f));
+        let weights = self.part(layer, GATE_UP);
+        self.multiply([t, 2 * f, d], [&normed, &weights], Target::Bf16(&gate_up))?;
+        swiglu::cuda::forward(device, &gate_up, f, &hidden)?;
+        let weights = self.part(layer, DOWN);
+        self.multiply([t, d, f], [&hidden, &weights], Target::Bf16(&delta))
+    }
+
+    /// Multiplies the first `n` rows of normalized states with the output matrix.
+    fn logits_of(&self, states: &Buffer<bf16>, n: usize) -> Result<(), Error> {
+        let (d, v) = (self.config.d_model, self.config.vocab_size);
+        let output = if self.config.tie_embeddings { 0 } else { self.parts.len() - 1 };
+        let output = self.rounded.slice(self.parts[output].range.clone());
+        let logits = self.logits.front(n * v);
+        self.multiply([n, v, d], [states, &output], Target::F32(&logits))
+    }
+}
+
+impl Rows {
+    fn new(device: &dyn Device, config: &Config, n: usize) -> Result<Self, Error> {
+        let ids = |n| Buffer::poisoned(device, n);
+        let low = |width: usize| Buffer::poisoned(device, n * width);
+        let high = |width: usize| Buffer::poisoned(device, n * width);
+        let pages = config.context.div_ceil(16);
+        Ok(Self {
+            ids: [ids(n)?, ids(n)?, ids(3 * n)?],
+            positions: ids(n)?,
+            documents: [ids(n)?, ids(n)?],
+            step: [ids(n)?, ids(n * pages)?, ids(n)?],
+            x: low(config.d_model)?,
+            delta: low(config.d_model)?,
+            normed: low(config.d_model)?,
+            qkv: low(config.qkv_width())?,
+            heads_out: low(config.q_width())?,
+            gate_up: low(2 * config.d_ffn)?,
+            hidden: low(config.d_ffn)?,
+            rstd: high(1)?,
+            qk_rstd: high(config.n_heads + config.n_kv_heads)?,
+            lse: high(config.n_heads)?,
+        })
+    }
+}
+
+fn heads(config: &Config) -> Heads {
+    let Config { n_heads, n_kv_heads, head_dim, .. } = *config;
+    Heads { n_heads, n_kv_heads, head_dim }
+}

@@ -1,0 +1,203 @@
+//! The model on the emulator against the model on the CPU, whose gradients agree with transformers.
+
+use kernels::Pool;
+use kernels::cuda::Emulator;
+use kernels::cuda::emulator::Schedule;
+use kernels::philox::Philox;
+
+use super::decoder::DeviceDecoder;
+use super::*;
+use crate::lm::backward::Activations;
+use crate::lm::batch::Batch;
+
+fn config(tie_embeddings: bool) -> Config {
+    Config {
+        d_model: 64,
+        n_layers: 2,
+        n_heads: 2,
+        n_kv_heads: 1,
+        head_dim: 64,
+        d_ffn: 96,
+        vocab_size: 40,
+        context: 64,
+        rope_theta: 1e4,
+        norm_eps: 1e-6,
+        tie_embeddings,
+    }
+}
+
+/// Weights that bf16 holds, so that both models have the same.
+fn weights(config: &Config) -> Weights {
+    let mut weights = Weights::zeros(config);
+    let rng = Philox::new(5, "weights");
+    for (i, x) in weights.data_mut().iter_mut().enumerate() {
+        *x = bf16::from_f64(0.15 * rng.normal(i as u64)).to_f32();
+    }
+    for part in weights.parts() {
+        if part.rows == 1 {
+            for x in &mut weights.data_mut()[part.range] {
+                *x = bf16::from_f32(1.0 + *x).to_f32();
+            }
+        }
+    }
+    weights
+}
+
+fn batch() -> Batch {
+    let mut batch = Batch::default();
+    let rng = Philox::new(6, "tokens");
+    let mut n = 0;
+    for length in [7_u64, 1, 30, 3] {
+        batch.push_span((0..length).map(|i| {
+            n += 1;
+            let target = rng.below(100 + n, 40) as u32;
+            (rng.below(n, 40) as u32, (i % 4 != 2).then_some(target))
+        }));
+        batch.end_row();
+    }
+    batch
+}
+
+/// 1 for the same direction and length; 0 for nothing in common.
+fn agreement(a: &[f32], b: &[f32]) -> f64 {
+    let dot = |a: &[f32], b: &[f32]| -> f64 {
+        a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum()
+    };
+    2.0 * dot(a, b) / (dot(a, a) + dot(b, b)).max(1e-30)
+}
+
+#[test]
+fn losses_and_every_gradient_agree_with_the_cpu() {
+    let dir = tempfile::tempdir().unwrap();
+    for tied in [true, false] {
+        let config = config(tied);
+        let (weights, batch, pool) = (weights(&config), batch(), Pool::new(1));
+        let loss = Loss { z_loss: 1e-2, scale: 1.0 / batch.n_targets() as f32 };
+        let mut expected = Weights::zeros(&config);
+        let mut activations = Activations::new(&config, 48);
+        let mut expected_sums = LossSums::default();
+        let emulator = Emulator::new(dir.path(), Schedule::Forward);
+        let model = DeviceModel::new(Arc::new(emulator), &weights, 48).unwrap();
+        let mut sums = LossSums::default();
+        for micro in batch.micro_batches(20) {
+            let part = activations.loss_and_gradients(&pool, &weights, &micro, loss, &mut expected);
+            expected_sums.nll += part.nll;
+            expected_sums.n_tokens += part.n_tokens;
+            let part = model.loss_and_gradients(&micro, loss).unwrap();
+            sums.nll += part.nll;
+            sums.n_tokens += part.n_tokens;
+        }
+        assert_eq!(sums.n_tokens, expected_sums.n_tokens);
+        let off = (sums.nll - expected_sums.nll).abs() / expected_sums.nll;
+        assert!(off < 2e-3, "{} for {}", sums.nll, expected_sums.nll);
+        let mut grads = Weights::zeros(&config);
+        model.gradients(&mut grads).unwrap();
+        for part in weights.parts() {
+            let range = part.range;
+            let agreement = agreement(&grads.data()[range.clone()], &expected.data()[range]);
+            assert!(agreement > 0.9995, "{}: {agreement}", part.name);
+        }
+        let norm = grads.data().iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt();
+        assert!((model.gradient_norm().unwrap() / norm - 1.0).abs() < 1e-6);
+    }
+}
+
+#[test]
+fn losses_fall_as_on_the_cpu_and_repeat_bit_for_bit() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = config(true);
+    let (weights, batch, pool) = (weights(&config), batch(), Pool::new(1));
+    let settings = |part: &Part| {
+        let weight_decay = if part.kind.decays() { 0.1 } else { 0.0 };
+        AdamW { lr: 1e-2, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay }
+    };
+    let micro = batch.micro_batches(usize::MAX).next().unwrap();
+    let loss = Loss { z_loss: 0.0, scale: 1.0 / batch.n_targets() as f32 };
+    let run = |schedule| {
+        let device = Arc::new(Emulator::new(dir.path(), schedule));
+        let model = DeviceModel::new(device, &weights, 48).unwrap();
+        let losses: Vec<f64> = (1..=4)
+            .map(|step| {
+                model.clear_gradients().unwrap();
+                let sums = model.loss_and_gradients(&micro, loss).unwrap();
+                model.update(settings, step, 1.0).unwrap();
+                sums.nll / sums.n_tokens as f64
+            })
+            .collect();
+        let mut trained = Weights::zeros(&config);
+        model.weights(&mut trained).unwrap();
+        (losses, trained)
+    };
+    let (losses, trained) = run(Schedule::Forward);
+    let (again, trained_again) = run(Schedule::Backward);
+    assert_eq!((&losses, &trained), (&again, &trained_again));
+
+    let mut on_cpu = weights.clone();
+    let mut optimizer = crate::lm::optimizer::Optimizer::new(&on_cpu, 0.1, f64::INFINITY);
+    let mut activations = Activations::new(&config, 48);
+    for (step, found) in (1..=4).zip(&losses) {
+        let mut grads = Weights::zeros(&config);
+        let sums = activations.loss_and_gradients(&pool, &on_cpu, &micro, loss, &mut grads);
+        optimizer.step(&pool, &mut on_cpu, &grads, 1.0, 1e-2, step);
+        let expected = sums.nll / sums.n_tokens as f64;
+        assert!((found - expected).abs() < 2e-2 * expected, "step {step}: {found} {expected}");
+    }
+    assert!(losses[3] < losses[0], "{losses:?}");
+}
+
+/// A sequence computed as a prompt and then token by token has the logits of the whole, and its own
+/// whatever else is in the batch.
+#[test]
+fn decoding_continues_a_prompt_as_the_whole_would() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = config(true);
+    let weights = weights(&config);
+    let device: Arc<dyn Device> = Arc::new(Emulator::new(dir.path(), Schedule::WarpsBackward));
+    let decoder = DeviceDecoder::new(device, &weights, 6, [40, 4]).unwrap();
+    let ids: Vec<u32> = (0..21).map(|i| (i * 7 + 3) % 40).collect();
+    let (pages, other) = ([4_u32, 1], [0_u32, 2]);
+    let close = |found: &[f32], expected: &[f32]| {
+        let agreement = agreement(found, expected);
+        assert!(agreement > 0.9995, "{agreement}");
+    };
+    // The CPU's logits after every token.
+    let mut forward = crate::lm::forward::Forward::new(&config, 32);
+    let pool = Pool::new(1);
+    let hidden = forward.hidden(&pool, &weights, &ids, &vec![0; ids.len()]).to_vec();
+    let v = config.vocab_size;
+    let mut expected = vec![0.0; ids.len() * v];
+    kernels::matmul::nt(
+        &pool,
+        &mut expected,
+        &hidden,
+        weights.output(),
+        ids.len(),
+        v,
+        config.d_model,
+        kernels::matmul::Accumulate::Overwrite,
+    );
+    decoder.prefill(&[(&ids[..15], &pages), (&ids[..2], &other)]).unwrap();
+    let logits = decoder.logits(2).unwrap();
+    close(&logits[..v], &expected[14 * v..15 * v]);
+    close(&logits[v..], &expected[v..2 * v]);
+    for i in 15..ids.len() {
+        decoder.step(&[ids[i - 13], ids[i]], &[(&other, i - 12), (&pages, i + 1)]).unwrap();
+        let logits = decoder.logits(2).unwrap();
+        close(&logits[..v], &expected[(i - 13) * v..(i - 12) * v]);
+        close(&logits[v..], &expected[i * v..(i + 1) * v]);
+    }
+}
+
+#[test]
+fn what_the_kernels_cannot_do_is_said() {
+    assert_eq!(DeviceModel::supports(&config(true)), Ok(()));
+    let check = |change: fn(&mut Config), reason: &str| {
+        let mut config = config(true);
+        change(&mut config);
+        let said = DeviceModel::supports(&config).unwrap_err();
+        assert!(said.contains(reason), "{said}");
+    };
+    check(|config| config.head_dim = 32, "`head_dim` of 32");
+    check(|config| config.vocab_size = 41, "`vocab_size` of 41");
+    check(|config| config.d_model = 16_384, "above 8192");
+}
