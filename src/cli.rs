@@ -6,7 +6,9 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-pub(crate) use bench::{BenchArgs, BenchCommand, Executor, OrchArgs, OrchRunArgs};
+pub(crate) use bench::{
+    BenchArgs, BenchCommand, Executor, GpuArgs, GpuPart, OrchArgs, OrchRunArgs,
+};
 
 use crate::exit;
 

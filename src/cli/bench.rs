@@ -16,9 +16,47 @@ pub(crate) struct BenchArgs {
 pub(crate) enum BenchCommand {
     /// The engine: what running, re-running and killing a pipeline of tasks that do nothing costs
     Orch(OrchArgs),
+    /// The CUDA kernels: parity with the references, speed beside ceilings and PyTorch, training
+    Gpu(GpuArgs),
     /// Run a pipeline of bench tasks once; what `orch` measures
     #[command(hide = true)]
     OrchRun(OrchRunArgs),
+}
+
+/// `sbp bench gpu`.
+#[derive(Args, Debug)]
+pub(crate) struct GpuArgs {
+    /// Which GPU
+    #[arg(long, value_name = "cuda:N", default_value = "cuda:0")]
+    pub(crate) device: String,
+    /// Only this part; may be given again
+    #[arg(long, value_name = "PART")]
+    pub(crate) only: Vec<GpuPart>,
+    /// Also write `gpu.json` and `gpu.md` into this folder
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: Option<PathBuf>,
+}
+
+/// A part of `sbp bench gpu`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum GpuPart {
+    /// Every kernel against its reference, over many shapes.
+    Parity,
+    /// Every kernel's speed beside the GPU's ceilings.
+    Speed,
+    /// The same shapes in PyTorch, where `python3` has it.
+    Torch,
+    /// Training a model of 3 B parameters.
+    Training,
+    /// Generating with a model of 3 B parameters.
+    Generation,
+    /// 200 steps of a small model, beside the CPU's.
+    Curve,
+    /// The kernels under compute-sanitizer, where it is installed.
+    Sanitizer,
+    /// Small shapes only; what the sanitizer runs.
+    #[value(hide = true)]
+    Small,
 }
 
 /// `sbp bench orch`.

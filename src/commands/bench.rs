@@ -3,6 +3,7 @@
 //! Every bench gives [`Figures`]: flat names and numbers, in the order in which people should read
 //! them, with the machine beside them. With `--json` they are one line.
 
+mod gpu;
 mod orch;
 mod usage;
 
@@ -22,6 +23,7 @@ use crate::table::Table;
 pub(crate) fn run(args: BenchArgs, place: Place, printer: Printer) -> Result<ExitStatus> {
     let (name, figures) = match args.command {
         BenchCommand::Orch(args) => ("orch", orch::measure(&args, printer)?),
+        BenchCommand::Gpu(args) => return gpu::run(&args, &place, printer),
         BenchCommand::OrchRun(args) => return orch::run(args, place, printer),
     };
     print(name, figures, printer)?;

@@ -3,6 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
+use tasks::cuda::choice::{Choice, Request, choose};
+use tasks::cuda::gpu;
+use tasks::cuda::libraries::{self, Origin, Which};
 
 use crate::commands::open;
 use crate::error::Result;
@@ -24,6 +27,7 @@ struct Finding {
 
 pub(crate) async fn run(place: Place, printer: Printer) -> Result<ExitStatus> {
     let mut findings = vec![cpu()];
+    findings.extend(gpus());
     findings.push(free_space(&place.dir));
     let shown_ledger = place.ledger.clone().map_or("in the folder", |_| "by URL");
     let opened = open(place).await;
@@ -65,6 +69,50 @@ fn cpu() -> Finding {
         state: "done",
         about: format!("{n_threads} threads, {arch} {}", names.join(" ")),
     }
+}
+
+/// CUDA's libraries, and every GPU with what stands in its way. None of it is needed.
+fn gpus() -> Vec<Finding> {
+    let facts = gpu::probe();
+    let names = [("NVIDIA driver", Which::Driver), ("NVRTC", Which::Nvrtc)];
+    let mut findings: Vec<Finding> = names
+        .into_iter()
+        .chain([("cuBLASLt", Which::CublasLt)])
+        .map(|(what, which)| {
+            let release = match which {
+                Which::Driver => facts.driver,
+                Which::Nvrtc => facts.nvrtc,
+                Which::CublasLt => None,
+            };
+            let release =
+                release.map(|[major, minor]| format!("CUDA {major}.{minor}, ")).unwrap_or_default();
+            match libraries::load(which) {
+                Some(Origin::Loader) => {
+                    Finding { what, state: "done", about: format!("{release}known to the loader") }
+                }
+                Some(Origin::Path(path)) => {
+                    Finding { what, state: "done", about: format!("{release}{}", path.display()) }
+                }
+                None => {
+                    let remedy = which.remedy();
+                    Finding { what, state: "none", about: format!("only for GPUs: {remedy}") }
+                }
+            }
+        })
+        .collect();
+    findings.extend((0..facts.gpus.len()).map(|i| {
+        let name = &facts.gpus[i].name;
+        let (state, about) = match choose(Request::Gpu(i as u32), &facts, 0) {
+            Ok(Choice::Gpu { arch, notes, .. }) => {
+                ("done", format!("cuda:{i}, {name}, kernels for {arch}; {}", notes.join("; ")))
+            }
+            Ok(Choice::Cpu { reason }) => ("none", reason),
+            Err(refusal) => ("none", format!("{}: {}", refusal.reason, refusal.remedy)),
+        };
+        let about = about.trim_end_matches("; ").to_owned();
+        Finding { what: "GPU", state, about }
+    }));
+    findings
 }
 
 fn free_space(dir: &Path) -> Finding {

@@ -1,0 +1,229 @@
+//! `sbp bench gpu`: what the CUDA kernels give and how fast, on one GPU, in a few minutes.
+//!
+//! Figures go into one JSON object and one Markdown document, ready for BENCHMARKS.md. Without a
+//! usable GPU it says why and stops.
+
+mod document;
+mod peers;
+
+use std::fs;
+use std::sync::Arc;
+use std::time::Instant;
+
+use serde_json::{Value, json};
+use tasks::cuda::choice::{Choice, Request};
+use tasks::cuda::gpu::{OpenError, probe};
+use tasks::cuda::parity::{self, Effort};
+use tasks::cuda::{Device, Gpu, choice, speed};
+use tasks::lm::device::bench as training;
+
+use crate::cli::{GpuArgs, GpuPart};
+use crate::error::{Error, Result};
+use crate::exit::ExitStatus;
+use crate::printer::Printer;
+use crate::settings::{self, Place};
+
+/// Parts that run when none is named.
+const PARTS: [GpuPart; 7] = [
+    GpuPart::Parity,
+    GpuPart::Speed,
+    GpuPart::Torch,
+    GpuPart::Training,
+    GpuPart::Generation,
+    GpuPart::Curve,
+    GpuPart::Sanitizer,
+];
+/// Dense bf16 peak of H100 SXM and H200, TFLOP/s (NVIDIA's data sheets).
+const HOPPER_PEAK_TFLOPS: f64 = 989.4;
+/// Steps of the large model, the first of which does not count.
+const N_TRAINING_STEPS: usize = 8;
+/// Texts that are made at a time, tokens of their prompts, and new tokens of each.
+const N_SLOTS: usize = 128;
+const GENERATED: [usize; 2] = [1024, 256];
+/// Steps of the curve, and tokens of each.
+const N_CURVE_STEPS: usize = 200;
+const CURVE_TOKENS: usize = 2048;
+
+pub(crate) fn run(args: &GpuArgs, place: &Place, printer: Printer) -> Result<ExitStatus> {
+    let request: Request = args.device.parse().map_err(Error::usage)?;
+    let facts = probe();
+    let (gpu, index) = open(request, &facts, place)?;
+    let mut found = json!({
+        "bench": "gpu",
+        "gpu": gpu.name(),
+        "arch": gpu.arch(),
+        "processors": gpu.n_processors(),
+        "memory_bytes": gpu.memory_bytes(),
+        "driver": facts.driver,
+        "nvrtc": facts.nvrtc,
+        "version": env!("CARGO_PKG_VERSION"),
+        "build": if cfg!(debug_assertions) { "debug" } else { "release" },
+    });
+    let device: Arc<dyn Device> = Arc::new(gpu);
+    let parts = if args.only.is_empty() { PARTS.to_vec() } else { args.only.clone() };
+    for part in parts {
+        let started = Instant::now();
+        printer.talk(format!("{part:?}"));
+        let (name, value) = measure(part, &device, &found, index)?;
+        found[name] = value;
+        printer.talk(format!("{part:?} took {:.0} s", started.elapsed().as_secs_f64()));
+    }
+    let document = document::of(&found);
+    if let Some(dir) = &args.out {
+        fs::create_dir_all(dir)?;
+        fs::write(dir.join("gpu.json"), format!("{found:#}\n"))?;
+        fs::write(dir.join("gpu.md"), &document)?;
+    }
+    if printer.is_json() {
+        printer.json(&found)?;
+    } else {
+        printer.data(document)?;
+    }
+    let wrong = [&found["parity"], &found["small"]]
+        .iter()
+        .any(|part| part["wrong"].as_u64().is_some_and(|n| n > 0));
+    Ok(if wrong { ExitStatus::NodeFailed } else { ExitStatus::Done })
+}
+
+/// Opens the GPU, or says what stands in the way.
+fn open(request: Request, facts: &choice::Facts, place: &Place) -> Result<(Gpu, u32)> {
+    let none = |reason: String, remedy: &str| {
+        Err(Error::usage(format!("there is no GPU to measure: {reason}")).help(remedy))
+    };
+    match choice::choose(request, facts, 0) {
+        Ok(Choice::Gpu { index, arch, .. }) => {
+            let gpu = Gpu::open(index, arch, &place.dir.join("cubins")).map_err(failed)?;
+            Ok((gpu, index))
+        }
+        Ok(Choice::Cpu { reason }) => none(reason, "`sbp doctor` says what is missing"),
+        Err(refusal) => none(refusal.reason, &refusal.remedy),
+    }
+}
+
+fn failed(error: impl Into<OpenError>) -> Error {
+    Error::usage(format!("the GPU does not work: {}", error.into()))
+}
+
+fn measure(
+    part: GpuPart,
+    device: &Arc<dyn Device>,
+    found: &Value,
+    index: u32,
+) -> Result<(&'static str, Value)> {
+    Ok(match part {
+        GpuPart::Parity => ("parity", parity_of(&**device, Effort::Full)),
+        GpuPart::Small => ("small", parity_of(&**device, Effort::Emulated)),
+        GpuPart::Speed => {
+            let speeds = speed::measure(&**device).map_err(failed)?;
+            ("speed", speeds.iter().map(speed_row).collect())
+        }
+        GpuPart::Torch => ("torch", peers::torch()),
+        GpuPart::Sanitizer => ("sanitizer", peers::sanitizer(index)),
+        GpuPart::Training => ("training", train(device, found, index)?),
+        GpuPart::Generation => ("generation", generate(device)?),
+        GpuPart::Curve => ("curve", curve(device)?),
+    })
+}
+
+/// Runs every case twice: outputs are right, and have the same bits again.
+fn parity_of(device: &dyn Device, effort: Effort) -> Value {
+    let mut rows = Vec::new();
+    let (mut n_checks, mut n_wrong) = (0, 0);
+    for case in parity::cases(effort) {
+        let (first, second) = ((case.run)(device), (case.run)(device));
+        match (first, second) {
+            (Ok(first), Ok(second)) => {
+                for (check, again) in first.iter().zip(&second) {
+                    let repeats = check.digest == again.digest;
+                    n_checks += 1;
+                    n_wrong += u64::from(!(check.holds() && repeats));
+                    rows.push(json!({
+                        "op": case.op,
+                        "shape": case.shape,
+                        "output": check.what,
+                        "error": check.error,
+                        "limit": check.limit,
+                        "holds": check.holds(),
+                        "repeats": repeats,
+                    }));
+                }
+            }
+            (Err(error), _) | (_, Err(error)) => {
+                n_checks += 1;
+                n_wrong += 1;
+                let message = error.to_string();
+                rows.push(json!({ "op": case.op, "shape": case.shape, "failed": message }));
+            }
+        }
+    }
+    json!({ "checks": n_checks, "wrong": n_wrong, "cases": rows })
+}
+
+fn speed_row(speed: &speed::Speed) -> Value {
+    json!({
+        "op": speed.op,
+        "shape": speed.shape,
+        "seconds": speed.seconds,
+        "value": speed.value,
+        "unit": speed.unit.name(),
+        "of_ceiling": speed.of_ceiling,
+    })
+}
+
+fn train(device: &Arc<dyn Device>, found: &Value, index: u32) -> Result<Value> {
+    let gpus = probe().gpus;
+    let free_bytes = gpus.get(index as usize).and_then(|gpu| gpu.free_bytes).unwrap_or(0);
+    let trained =
+        training::train(Arc::clone(device), free_bytes, N_TRAINING_STEPS).map_err(failed)?;
+    let Some(trained) = trained else {
+        return Ok(
+            json!({ "skipped": "the model and one row do not fit in the GPU's free memory" }),
+        );
+    };
+    let tflops = trained.flops / 1e12;
+    let name = found["gpu"].as_str().unwrap_or_default();
+    let is_hopper = name.contains("H100") || name.contains("H200");
+    Ok(json!({
+        "parameters": trained.n_parameters,
+        "context": trained.context,
+        "tokens_per_step": trained.n_tokens,
+        "seconds_per_step": trained.seconds,
+        "tokens_per_s": trained.n_tokens as f64 / trained.seconds,
+        "tflops": tflops,
+        "mfu": is_hopper.then_some(tflops / HOPPER_PEAK_TFLOPS),
+        "memory_bytes": trained.memory_bytes,
+        "losses": trained.losses,
+    }))
+}
+
+fn generate(device: &Arc<dyn Device>) -> Result<Value> {
+    let made = training::generate(device, N_SLOTS, GENERATED).map_err(failed)?;
+    let [n_prompt, n_new] = made.n_tokens;
+    let n_prompts = (made.n_slots * n_prompt) as f64;
+    Ok(json!({
+        "slots": made.n_slots,
+        "prompt_tokens": n_prompt,
+        "new_tokens": n_new,
+        "prefill_tokens_per_s": n_prompts / made.prefill_seconds,
+        "tokens_per_s": (made.n_slots * n_new) as f64 / made.seconds,
+    }))
+}
+
+fn curve(device: &Arc<dyn Device>) -> Result<Value> {
+    let n_threads = settings::n_threads(None) as usize;
+    let config = training::curve_config();
+    let losses =
+        training::curve(Arc::clone(device), n_threads, &config, [CURVE_TOKENS, N_CURVE_STEPS])
+            .map_err(failed)?;
+    let off = |[found, expected]: &[f64; 2]| (found - expected).abs() / expected;
+    let largest = losses.iter().map(off).fold(0.0, f64::max);
+    Ok(json!({
+        "steps": losses.len(),
+        "tokens_per_step": CURVE_TOKENS,
+        "parameters": config.n_parameters(),
+        "largest_relative_difference": largest,
+        "first": losses.first(),
+        "last": losses.last(),
+        "losses_gpu_cpu": losses,
+    }))
+}
