@@ -7,7 +7,8 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub(crate) use bench::{
-    BenchArgs, BenchCommand, Executor, GpuArgs, GpuPart, OrchArgs, OrchRunArgs,
+    BenchArgs, BenchCommand, BpeArgs, DedupArgs, Executor, GpuArgs, GpuPart, OrchArgs, OrchRunArgs,
+    PairArgs,
 };
 
 use crate::exit;

@@ -31,7 +31,7 @@ const PINS: &[Pin] = &[
     pin("read_corpus", 1, "read", Digests(&[("corpus", "a3712b5234039290")])),
     pin("generate_corpus", 1, "world", Digests(&[("corpus", "f19874fa6302a7d0")])),
     pin("clean", 2, "clean", Digests(&[("corpus", "201dff7f4fba7efa")])),
-    pin("dedup", 1, "distinct", Digests(&[("corpus", "d4f817a8b453ce52")])),
+    pin("dedup", 2, "distinct", Digests(&[("corpus", "d4f817a8b453ce52")])),
     pin("train_tokenizer", 1, "tokenizer", Digests(&[("tokenizer", "b7eab8f7010b329a")])),
     pin(
         "split",
@@ -66,7 +66,7 @@ const PINS: &[Pin] = &[
     ),
     pin(
         "pair",
-        1,
+        2,
         "near",
         Figures(
             1e-3,

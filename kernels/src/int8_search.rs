@@ -1,24 +1,37 @@
-//! Exact top-k inner-product search over int8 rows.
+//! Top-k inner-product search over int8 rows: exact, or through lists.
 //!
 //! `dot[q, v] = sum_c query[q, c] * value[v, c]` in exact 32-bit integers, so every instruction set
 //! and any number of threads give the same bits; `score[q, v] = (dot[q, v] * scale[v]) * scale[q]`
 //! in `f32`, two roundings in this order. For each query the `k` values with the highest score are
-//! kept, ordered by score (descending), then by id (ascending).
+//! kept, ordered by score (descending), then by id (ascending). [`Lists`] looks at a part of the
+//! values only: those in the lists where hits can be expected.
 //!
 //! # How
 //! Values are packed once into panels of 48 rows, four columns of one row side by side. A register
-//! tile of 8 queries x 48 values keeps 384 sums in registers. Each finished tile is compared with
-//! the queries' current k-th best score while it is still in cache; only what passes is appended to a
-//! small bucket, which is cut back to the best `k` when it is full. At most one value in thousands
-//! passes once a query has seen a few panels, so selection costs almost nothing.
+//! tile of 8 queries x 48 values keeps 384 sums in registers and compares them with the queries'
+//! current k-th best score; only what passes leaves the tile, into a small bucket that is cut back
+//! to the best `k` when it is full. At most one value in thousands passes once a query has seen a few
+//! panels, so selection costs almost nothing.
 
+mod block;
 mod cpu;
 pub mod cuda;
+mod kmeans;
+mod lists;
+mod rescore;
+mod select;
+mod speed;
+mod values;
 
 use std::cmp::Ordering;
 
 use crate::Pool;
+use block::Block;
 pub use cpu::Isa;
+pub use lists::{Lists, ListsOptions, Reach};
+pub use rescore::{Rescore, dot};
+pub use speed::{Speed, speed};
+pub use values::Values;
 
 /// Queries of a register tile.
 const TILE_QUERIES: usize = 8;
@@ -88,6 +101,13 @@ pub struct Search {
     pub own: Own,
 }
 
+impl Search {
+    fn check(self) {
+        assert!(self.k > 0, "k is 0");
+        assert!(!self.min_score.is_nan(), "the lowest score is NaN");
+    }
+}
+
 /// What to do with the value whose id is the query's own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Own {
@@ -95,44 +115,6 @@ pub enum Own {
     Keep,
     /// It is left out: a document is no neighbour of itself.
     Exclude,
-}
-
-/// Values packed for [`search`].
-pub struct Values {
-    /// `[n_panels, n_groups, 3]` lanes; lane `j` of group `g` holds columns `4g..4g + 4` of values
-    /// `16j..16j + 16` of the panel, offset by 128 into `u8`.
-    lanes: Vec<cpu::Lane>,
-    /// Padded to whole panels with NaN, which is above no threshold.
-    scales: Vec<f32>,
-    n_groups: usize,
-    columns: usize,
-    first_id: u32,
-}
-
-impl Values {
-    /// Packs rows.
-    ///
-    /// # Panics
-    /// When a length, a value or a scale is out of its range.
-    pub fn pack(pool: &Pool, rows: Rows<'_>) -> Self {
-        rows.check();
-        let n_groups = rows.columns.div_ceil(4);
-        let n_panels = rows.n().div_ceil(PANEL_VALUES);
-        let mut scales = rows.scales.to_vec();
-        scales.resize(n_panels * PANEL_VALUES, f32::NAN);
-        let mut lanes = vec![cpu::Lane([128; 64]); n_panels * n_groups * 3];
-        pool.for_chunks(&mut lanes, n_groups * 3, |panel, lanes| {
-            let first = panel * PANEL_VALUES;
-            for i in 0..PANEL_VALUES.min(rows.n() - first) {
-                for (column, &value) in rows.row(first + i).iter().enumerate() {
-                    let lane = &mut lanes[column / 4 * 3 + i / 16];
-                    // Offset binary: -127..=127 becomes 1..=255.
-                    lane.0[i % 16 * 4 + column % 4] = (value as u8) ^ 0x80;
-                }
-            }
-        });
-        Self { lanes, scales, n_groups, columns: rows.columns, first_id: rows.first_id }
-    }
 }
 
 /// Finds for each query its best values, best first, on the fastest path of this machine.
@@ -154,151 +136,70 @@ pub fn search_on(
     values: &Values,
     search: Search,
 ) -> Vec<Vec<Hit>> {
+    search_all(isa, pool, queries, values, search, None)
+}
+
+/// [`search`], each query's hits then scored again in `f32`.
+///
+/// # Panics
+/// As [`search`], or when the rows of `rescore` have other shapes.
+pub fn search_rescored(
+    pool: &Pool,
+    queries: Rows<'_>,
+    values: &Values,
+    search: Search,
+    rescore: Rescore<'_>,
+) -> Vec<Vec<Hit>> {
+    search_all(Isa::detect(), pool, queries, values, search, Some(rescore))
+}
+
+fn search_all(
+    isa: Isa,
+    pool: &Pool,
+    queries: Rows<'_>,
+    values: &Values,
+    search: Search,
+    rescore: Option<Rescore<'_>>,
+) -> Vec<Vec<Hit>> {
     queries.check();
+    search.check();
     assert!(isa.is_available(), "this machine has no {isa:?}");
-    assert_eq!(queries.columns, values.columns, "queries and values differ in columns");
-    assert!(search.k > 0, "k is 0");
-    assert!(!search.min_score.is_nan(), "the lowest score is NaN");
+    assert_eq!(queries.columns, values.columns(), "queries and values differ in columns");
     let mut found = vec![Vec::new(); queries.n()];
     pool.for_chunks(&mut found, WORK_QUERIES, |work, found| {
-        search_work(isa, queries, work * WORK_QUERIES, values, search, found);
+        let first = work * WORK_QUERIES;
+        let members: Vec<u32> = (0..found.len()).map(|i| (first + i) as u32).collect();
+        let mut block = Block::new(isa, queries, &members, search);
+        let all: Vec<u32> = (0..found.len() as u32).collect();
+        for panel in 0..values.n_panels() {
+            block.scan(values.panel(panel), &all);
+        }
+        found.clone_from_slice(&finish(pool, block, &members, rescore));
     });
     found
 }
 
-/// Takes up to [`WORK_QUERIES`] queries from `first` through all values.
-fn search_work(
-    isa: Isa,
-    queries: Rows<'_>,
-    first: usize,
-    values: &Values,
-    search: Search,
-    found: &mut [Vec<Hit>],
-) {
-    let n_groups = values.n_groups;
-    let n_tiles = found.len().div_ceil(TILE_QUERIES);
-    // Columns and queries are padded with zeros, which add nothing to a sum.
-    let mut words = vec![[0_i8; 4]; n_tiles * TILE_QUERIES * n_groups];
-    let mut start = vec![0_i32; n_tiles * TILE_QUERIES];
-    for i in 0..found.len() {
-        let row = queries.row(first + i);
-        for (column, &value) in row.iter().enumerate() {
-            words[i * n_groups + column / 4][column % 4] = value;
-        }
-        // Values are offset by 128: sum q * (v + 128) exceeds the inner product by 128 * sum q.
-        start[i] = -128 * row.iter().map(|&q| i32::from(q)).sum::<i32>();
-    }
-    let mut selectors: Vec<Selector> =
-        (0..found.len()).map(|_| Selector::new(search.k, search.min_score)).collect();
-    let mut dots = [[0_i32; PANEL_VALUES]; TILE_QUERIES];
-    for (panel, lanes) in values.lanes.chunks_exact(n_groups * 3).enumerate() {
-        let first_value = panel * PANEL_VALUES;
-        let scales: &[f32; PANEL_VALUES] =
-            values.scales[first_value..].first_chunk().expect("scales are padded to whole panels");
-        for tile in 0..n_tiles {
-            let from = tile * TILE_QUERIES;
-            let start = start[from..].first_chunk().expect("queries are padded to whole tiles");
-            cpu::dots(
-                isa,
-                &words[from * n_groups..][..TILE_QUERIES * n_groups],
-                lanes,
-                start,
-                &mut dots,
-            );
-            let selectors = selectors[from..].iter_mut().take(TILE_QUERIES);
-            for ((i, selector), dots) in selectors.enumerate().zip(&dots) {
-                let query = first + from + i;
-                let scale = queries.scales[query];
-                let own = queries.first_id + query as u32;
-                let mut passing = cpu::above(isa, dots, scales, scale, selector.threshold);
-                while passing != 0 {
-                    let c = passing.trailing_zeros() as usize;
-                    passing &= passing - 1;
-                    let id = values.first_id + (first_value + c) as u32;
-                    if search.own == Own::Keep || id != own {
-                        selector.push(Hit { id, score: score(dots[c], scales[c], scale) });
-                    }
-                }
-            }
+/// The final hits of a block's queries.
+fn finish(
+    pool: &Pool,
+    block: Block,
+    members: &[u32],
+    rescore: Option<Rescore<'_>>,
+) -> Vec<Vec<Hit>> {
+    let mut hits = block.finish();
+    if let Some(rescore) = rescore {
+        let parts = members.chunks(rescore::BLOCK_QUERIES);
+        for (members, hits) in parts.zip(hits.chunks_mut(rescore::BLOCK_QUERIES)) {
+            rescore.apply(pool.isa(), members, hits);
         }
     }
-    for (found, selector) in found.iter_mut().zip(selectors) {
-        *found = selector.finish();
-    }
+    hits
 }
 
 /// The score of the module's definition.
 #[inline]
 fn score(dot: i32, value_scale: f32, query_scale: f32) -> f32 {
     (dot as f32 * value_scale) * query_scale
-}
-
-/// The inner product of two `f32` rows, summed in sixteen lanes in a fixed order, so that it has the
-/// same bits everywhere; for rescoring what [`search`] found.
-///
-/// # Panics
-/// When the rows differ in length.
-pub fn dot(a: &[f32], b: &[f32]) -> f32 {
-    assert_eq!(a.len(), b.len(), "rows differ in length");
-    let (a, a_rest) = a.as_chunks::<16>();
-    let (b, b_rest) = b.as_chunks::<16>();
-    let mut sums = [0.0_f32; 16];
-    for (a, b) in a.iter().zip(b) {
-        for lane in 0..16 {
-            sums[lane] += a[lane] * b[lane];
-        }
-    }
-    for (lane, (a, b)) in a_rest.iter().zip(b_rest).enumerate() {
-        sums[lane] += a * b;
-    }
-    for width in [8, 4, 2, 1] {
-        for lane in 0..width {
-            sums[lane] += sums[lane + width];
-        }
-    }
-    sums[0]
-}
-
-/// The best hits of one query so far.
-struct Selector {
-    bucket: Vec<Hit>,
-    k: usize,
-    /// Only what is above can still enter.
-    threshold: f32,
-}
-
-impl Selector {
-    fn new(k: usize, min_score: f32) -> Self {
-        Self { bucket: Vec::new(), k, threshold: min_score.next_down() }
-    }
-
-    /// Adds a hit above the threshold. Ids arrive in ascending order, so a later hit whose score
-    /// equals the k-th best would rank behind it: a strict threshold loses nothing.
-    fn push(&mut self, hit: Hit) {
-        // A selection costs about one pass, so twice `k` makes it cheap for each entry.
-        if self.bucket.len() >= 2 * self.k + PANEL_VALUES {
-            self.shrink();
-            if hit.score <= self.threshold {
-                return;
-            }
-        }
-        self.bucket.push(hit);
-    }
-
-    fn shrink(&mut self) {
-        if self.bucket.len() > self.k {
-            let (_, last, _) = self.bucket.select_nth_unstable_by(self.k - 1, best_first);
-            self.threshold = last.score;
-            self.bucket.truncate(self.k);
-        }
-    }
-
-    fn finish(mut self) -> Vec<Hit> {
-        self.shrink();
-        self.bucket.sort_unstable_by(best_first);
-        self.bucket.shrink_to_fit();
-        self.bucket
-    }
 }
 
 /// The definition of [`search`]: every inner product, sorted.

@@ -6,6 +6,7 @@
 pub mod adamw;
 pub mod attention;
 pub mod bench;
+pub mod clock;
 pub mod cross_entropy;
 pub mod cuda;
 pub mod decode;
@@ -15,6 +16,7 @@ pub mod int8_search;
 pub mod isa;
 mod lanes;
 pub mod matmul;
+pub mod minhash;
 pub mod norm;
 pub mod philox;
 pub mod pool;

@@ -18,6 +18,12 @@ pub(crate) enum BenchCommand {
     Orch(OrchArgs),
     /// The CUDA kernels: parity with the references, speed beside ceilings and PyTorch, training
     Gpu(GpuArgs),
+    /// Nearest neighbours: all pairs of generated embeddings, through lists and exactly
+    Pair(PairArgs),
+    /// The tokenizer: training and encoding, on mixed text
+    Bpe(BpeArgs),
+    /// Near-duplicates: windows of tokens and min-hash signatures, on one thread
+    Dedup(DedupArgs),
     /// Run a pipeline of bench tasks once; what `orch` measures
     #[command(hide = true)]
     OrchRun(OrchRunArgs),
@@ -92,4 +98,78 @@ pub(crate) struct OrchRunArgs {
     /// Attempts at a time
     #[arg(long, short = 'j', value_name = "N", default_value = "2")]
     pub(crate) cpu: u32,
+}
+
+/// `sbp bench pair`.
+#[derive(Args, Debug)]
+pub(crate) struct PairArgs {
+    /// Documents, each a query and a value
+    #[arg(long, value_name = "N", default_value = "200000", value_parser = at_least_two)]
+    pub(crate) n: usize,
+    /// Components of an embedding
+    #[arg(long, value_name = "N", default_value = "1024", value_parser = at_least_two)]
+    pub(crate) dim: usize,
+    /// Neighbours of a document
+    #[arg(long, value_name = "N", default_value = "200", value_parser = at_least_two)]
+    pub(crate) k: usize,
+    /// Share of the neighbours that the search through lists is asked to find
+    #[arg(long, value_name = "SHARE", default_value = "0.97")]
+    pub(crate) recall: f64,
+    /// Documents that audit the search, and as many others that calibrate it
+    #[arg(long, value_name = "N", default_value = "1000", value_parser = at_least_two)]
+    pub(crate) queries: usize,
+    /// Measure the exact search of all documents too
+    #[arg(long)]
+    pub(crate) exact: bool,
+    /// Threads; all processors unless given
+    #[arg(long, short = 'j', value_name = "N")]
+    pub(crate) threads: Option<usize>,
+    /// Seed of the embeddings
+    #[arg(long, value_name = "N", default_value = "1234")]
+    pub(crate) seed: u64,
+}
+
+/// `sbp bench bpe`.
+#[derive(Args, Debug)]
+pub(crate) struct BpeArgs {
+    /// Tokens in the vocabulary
+    #[arg(long, value_name = "N", default_value = "16384")]
+    #[arg(value_parser = clap::value_parser!(u32).range(300..=1_000_000))]
+    pub(crate) vocab_size: u32,
+    /// Text that is trained on, in 10^6 bytes
+    #[arg(long, value_name = "MB", default_value = "50")]
+    pub(crate) train_mb: f64,
+    /// Text that is encoded, in 10^6 bytes
+    #[arg(long, value_name = "MB", default_value = "100")]
+    pub(crate) encode_mb: f64,
+    /// Text whose ids are compared with those of the `tokenizers` crate, in 10^6 bytes
+    #[arg(long, value_name = "MB", default_value = "5")]
+    pub(crate) check_mb: f64,
+    /// A `corpus` artifact to take the text from, instead of generated text
+    #[arg(long, value_name = "DIR")]
+    pub(crate) corpus: Option<PathBuf>,
+    /// Threads of the training; all processors unless given
+    #[arg(long, short = 'j', value_name = "N")]
+    pub(crate) threads: Option<usize>,
+    /// Seed of the generated text
+    #[arg(long, value_name = "N", default_value = "1")]
+    pub(crate) seed: u64,
+}
+
+/// `sbp bench dedup`.
+#[derive(Args, Debug)]
+pub(crate) struct DedupArgs {
+    /// Text of the signatures, in 10^6 bytes
+    #[arg(long, value_name = "MB", default_value = "50")]
+    pub(crate) mb: f64,
+    /// Seed of the generated text
+    #[arg(long, value_name = "N", default_value = "1")]
+    pub(crate) seed: u64,
+}
+
+fn at_least_two(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(n) if n >= 2 => Ok(n),
+        _ => Err("a whole number of at least 2 is needed".to_owned()),
+    }
 }

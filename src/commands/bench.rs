@@ -3,6 +3,7 @@
 //! Every bench gives [`Figures`]: flat names and numbers, in the order in which people should read
 //! them, with the machine beside them. With `--json` they are one line.
 
+mod data;
 mod gpu;
 mod orch;
 mod usage;
@@ -24,6 +25,9 @@ pub(crate) fn run(args: BenchArgs, place: Place, printer: Printer) -> Result<Exi
     let (name, figures) = match args.command {
         BenchCommand::Orch(args) => ("orch", orch::measure(&args, printer)?),
         BenchCommand::Gpu(args) => return gpu::run(&args, &place, printer),
+        BenchCommand::Pair(args) => ("pair", data::pair(&args)),
+        BenchCommand::Bpe(args) => ("bpe", data::bpe(&args)?),
+        BenchCommand::Dedup(args) => ("dedup", data::dedup(&args)),
         BenchCommand::OrchRun(args) => return orch::run(args, place, printer),
     };
     print(name, figures, printer)?;

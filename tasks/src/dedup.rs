@@ -64,7 +64,7 @@ fn default_min_jaccard() -> f64 {
 
 impl Task for Dedup {
     const KIND: &'static str = "dedup";
-    const REVISION: u32 = 1;
+    const REVISION: u32 = 2;
     const SUMMARY: &'static str = "removes exact and near duplicates";
     const DETERMINISM: Determinism = Determinism::Bitwise;
     const INPUTS: &'static [Port] = &[Port::one("corpus", "corpus", "documents")];

@@ -1,5 +1,6 @@
 //! The task kinds of synthetic bootstrapped pretraining.
 
+pub mod bench;
 pub mod clean;
 pub mod compare;
 pub mod corpus;

@@ -7,6 +7,8 @@
 
 use std::collections::HashMap;
 
+use kernels::minhash;
+
 /// Tokens of a window in the paper.
 pub const WINDOW_TOKENS: usize = 13;
 
@@ -45,9 +47,14 @@ impl Shingles {
     pub fn new(ids: Vec<u32>, n: usize) -> Self {
         assert!(n > 0, "windows have tokens");
         let width = n.min(ids.len());
-        let n_windows = ids.len() - width + 1;
-        let mut windows: Vec<(u64, u32)> =
-            (0..n_windows).map(|start| (hash(&ids[start..start + width]), start as u32)).collect();
+        let mut hashes = Vec::new();
+        if width == 0 {
+            // The one window of an empty text.
+            hashes.push(0);
+        } else {
+            minhash::windows(&ids, width, &mut hashes);
+        }
+        let mut windows: Vec<(u64, u32)> = hashes.into_iter().zip(0..).collect();
         windows.sort_unstable();
         Self { ids, windows, width }
     }
@@ -108,14 +115,6 @@ impl Shingles {
             .max()
             .unwrap_or(0)
     }
-}
-
-/// A 64-bit hash of a window: multiply, add, and mix.
-fn hash(window: &[u32]) -> u64 {
-    let folded = window.iter().fold(0x9e37_79b9_7f4a_7c15_u64 ^ window.len() as u64, |h, &id| {
-        (h ^ u64::from(id)).wrapping_mul(0xff51_afd7_ed55_8ccd).rotate_left(29)
-    });
-    (folded ^ (folded >> 32)).wrapping_mul(0xc4ce_b9fe_1a85_ec53)
 }
 
 /// Sets of `n`-word windows of a text, as sorted hashes; for Jaccard similarity.

@@ -3,6 +3,8 @@
 //! The trainer is that of the `tokenizers` crate. Its memory grows with the text and its pair counts
 //! are 32-bit, so it sees a seeded sample of bounded size.
 
+use std::path::Path;
+
 use engine::task::{
     Context, Determinism, Estimate, Facts, Failure, Inputs, Outputs, ParamError, Port, Predicted,
     Task,
@@ -108,18 +110,12 @@ impl Task for TrainTokenizer {
         let corpus = Corpus::open(inputs.one("corpus"))?;
         let sample = Sample::draw(ctx, &corpus, params)?;
         ctx.check_cancelled()?;
-        let trained = train(ctx, params, &sample.texts)?;
+        let cancel = ctx.cancel_token();
+        let trained = train(params, &sample.texts, ctx.n_threads(), &|| cancel.is_cancelled())?;
         ctx.check_cancelled()?;
 
         let dir = ctx.out("tokenizer")?;
-        let path = dir.join(FILE);
-        let mut json = trained
-            .to_string(true)
-            .map_err(|error| Failure::permanent(format!("cannot write the tokenizer: {error}")))?;
-        json.push('\n');
-        std::fs::write(&path, json)
-            .map_err(|error| Failure::io(format!("cannot write `{}`", path.display()), &error))?;
-
+        write(&trained, &dir)?;
         let tokenizer = Tokenizer::open(&dir)?;
         let stats = Stats {
             vocab_size: tokenizer.vocab_size(),
@@ -174,7 +170,43 @@ impl Sample {
     }
 }
 
-fn train(ctx: &Context, params: &Params, texts: &[String]) -> Result<Trainee, Failure> {
+/// Trains on `texts` and writes `tokenizer.json` into `dir`; for the bench.
+pub(crate) fn train_texts(
+    texts: &[String],
+    vocab_size: u32,
+    n_threads: usize,
+    dir: &Path,
+) -> Result<(), Failure> {
+    let params = Params {
+        vocab_size,
+        sample_bytes: SAMPLE_BYTES_MAX,
+        seed: 0,
+        min_frequency: default_min_frequency(),
+    };
+    let n_bytes: u64 = texts.iter().map(|text| text.len() as u64).sum();
+    if n_bytes > SAMPLE_BYTES_MAX {
+        let message = format!("{n_bytes} bytes to train on; the counts hold {SAMPLE_BYTES_MAX}");
+        return Err(Failure::permanent(message));
+    }
+    write(&train(&params, texts, n_threads, &|| false)?, dir)
+}
+
+fn write(trained: &Trainee, dir: &Path) -> Result<(), Failure> {
+    let path = dir.join(FILE);
+    let mut json = trained
+        .to_string(true)
+        .map_err(|error| Failure::permanent(format!("cannot write the tokenizer: {error}")))?;
+    json.push('\n');
+    std::fs::write(&path, json)
+        .map_err(|error| Failure::io(format!("cannot write `{}`", path.display()), &error))
+}
+
+fn train(
+    params: &Params,
+    texts: &[String],
+    n_threads: usize,
+    is_cancelled: &(dyn Fn() -> bool + Sync),
+) -> Result<Trainee, Failure> {
     let specials = SPECIALS.iter().map(|&special| AddedToken::from(special, true)).collect();
     let mut trainer = BpeTrainer::builder()
         .vocab_size(params.vocab_size as usize)
@@ -191,17 +223,18 @@ fn train(ctx: &Context, params: &Params, texts: &[String]) -> Result<Trainee, Fa
         .with_decoder(Some(DecoderWrapper::ByteLevel(byte_level)));
 
     let workers = rayon::ThreadPoolBuilder::new()
-        .num_threads(ctx.n_threads())
+        .num_threads(n_threads)
         .build()
         .map_err(|error| Failure::transient(format!("cannot start threads: {error}")))?;
-    let cancel = ctx.cancel_token();
     workers
         .install(|| {
-            let texts = texts.iter().take_while(|_| !cancel.is_cancelled());
+            let texts = texts.iter().take_while(|_| !is_cancelled());
             trainee.train(&mut trainer, texts).map(|_| ())
         })
         .map_err(|error| Failure::permanent(format!("cannot train the tokenizer: {error}")))?;
-    ctx.check_cancelled()?;
+    if is_cancelled() {
+        return Err(Failure::cancelled());
+    }
 
     let vocab_size = trainee.get_vocab_size(true) as u32;
     if vocab_size < params.vocab_size {
@@ -245,7 +278,7 @@ mod tests {
         (texts.iter().map(|text| text.as_str().unwrap().to_owned()).collect(), golden)
     }
 
-    fn train_golden(dir: &std::path::Path, n_threads: usize) -> Tokenizer {
+    fn train_golden(dir: &Path, n_threads: usize) -> Tokenizer {
         let texts = golden().0;
         write_texts(&dir.join("corpus"), texts.iter().map(String::as_str));
         let mut bench = Bench::new(dir).input("corpus", &dir.join("corpus"));

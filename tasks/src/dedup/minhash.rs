@@ -4,7 +4,8 @@
 //! Broder, "On the resemblance and containment of documents", 1997. Band sizes: datatrove 0.10.1,
 //! `pipeline/dedup/minhash.py`.
 
-use kernels::philox::Philox;
+use kernels::isa::Isa;
+use kernels::minhash::Functions;
 
 /// Words in a shingle.
 const SHINGLE_WORDS: usize = 5;
@@ -26,24 +27,14 @@ pub(super) struct Shingles {
 impl Shingles {
     /// The shingles of `text`'s words: runs of letters and digits, in lower case.
     pub(super) fn of(text: &str) -> Self {
-        let mut digest = blake3::Hasher::new();
-        let mut words = Vec::new();
-        for word in text.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty()) {
-            let word = word.to_lowercase();
-            digest.update(word.as_bytes());
-            digest.update(b" ");
-            words.push(word_hash(word.as_bytes()));
-        }
-        // A text of symbols alone is equal to its like only.
-        if words.is_empty() {
-            digest.update(text.as_bytes());
-        }
+        let (normalized, words) = words(text);
         let n_words = words.len().min(SHINGLE_WORDS);
         let mut sorted: Vec<u64> =
             if n_words == 0 { Vec::new() } else { words.windows(n_words).map(combine).collect() };
         sorted.sort_unstable();
         sorted.dedup();
-        let digest = digest.finalize();
+        // A text of symbols alone is equal to its like only.
+        let digest = blake3::hash(if words.is_empty() { text } else { &normalized }.as_bytes());
         let text_digest = u128::from_le_bytes(*digest.as_bytes().first_chunk().expect("32 bytes"));
         Self { sorted, text_digest }
     }
@@ -65,10 +56,34 @@ fn mix(a: u64, b: u64) -> u64 {
     (product >> 64) as u64 ^ product as u64
 }
 
+/// The words of a text in lower case with a blank after each, and their hashes.
+fn words(text: &str) -> (String, Vec<u64>) {
+    let mut normalized = String::with_capacity(text.len() + 1);
+    let mut hashes = Vec::with_capacity(text.len() / 5);
+    let mut start = 0;
+    for c in text.chars().chain([' ']) {
+        if c.is_ascii_alphanumeric() {
+            normalized.push(c.to_ascii_lowercase());
+        } else if !c.is_ascii() && c.is_alphanumeric() {
+            normalized.extend(c.to_lowercase());
+        } else if normalized.len() > start {
+            hashes.push(word_hash(&normalized.as_bytes()[start..]));
+            normalized.push(' ');
+            start = normalized.len();
+        }
+    }
+    (normalized, hashes)
+}
+
 fn word_hash(word: &[u8]) -> u64 {
-    word.iter().fold(0xcbf2_9ce4_8422_2325, |hash, &byte| {
-        mix(hash ^ u64::from(byte), 0x9e37_79b9_7f4a_7c15)
-    })
+    let (eights, rest) = word.as_chunks::<8>();
+    let mut last = [0; 8];
+    last[..rest.len()].copy_from_slice(rest);
+    let start = mix(word.len() as u64 ^ 0xcbf2_9ce4_8422_2325, 0x9e37_79b9_7f4a_7c15);
+    eights
+        .iter()
+        .chain([&last])
+        .fold(start, |hash, eight| mix(hash ^ u64::from_le_bytes(*eight), 0x9e37_79b9_7f4a_7c15))
 }
 
 fn combine(words: &[u64]) -> u64 {
@@ -91,28 +106,22 @@ pub(super) fn jaccard(a: &[u64], b: &[u64]) -> f64 {
 
 /// The hash functions of a signature.
 pub(super) struct MinHash {
-    functions: Vec<(u64, u64)>,
+    functions: Functions,
+    isa: Isa,
 }
 
 impl MinHash {
     pub(super) fn new(seed: u64) -> Self {
-        let rng = Philox::new(seed, "minhash");
-        let n_values = (N_BANDS * BAND_VALUES) as u64;
-        let functions = (0..n_values).map(|i| (rng.u64(2 * i), rng.u64(2 * i + 1) | 1)).collect();
-        Self { functions }
+        Self { functions: Functions::new(seed, N_BANDS * BAND_VALUES), isa: Isa::best() }
     }
 
     /// The bands of a set's signature.
     pub(super) fn bands(&self, shingles: &Shingles) -> Bands {
+        let mut minima = [0; N_BANDS * BAND_VALUES];
+        self.functions.minima(self.isa, shingles.as_slice(), &mut minima);
         let mut bands = [0; N_BANDS];
-        for (band, functions) in bands.iter_mut().zip(self.functions.chunks_exact(BAND_VALUES)) {
-            let mut minima = [u64::MAX; BAND_VALUES];
-            for &shingle in shingles.as_slice() {
-                for (minimum, &(add, multiply)) in minima.iter_mut().zip(functions) {
-                    *minimum = (*minimum).min(mix(shingle ^ add, multiply));
-                }
-            }
-            *band = combine(&minima);
+        for (band, minima) in bands.iter_mut().zip(minima.as_chunks::<BAND_VALUES>().0) {
+            *band = combine(&minima.map(u64::from));
         }
         bands
     }
@@ -120,6 +129,8 @@ impl MinHash {
 
 #[cfg(test)]
 mod tests {
+    use kernels::philox::Philox;
+
     use super::*;
 
     /// Sets of similarity J become candidates with probability 1 - (1 - J^8)^14, within 3 standard

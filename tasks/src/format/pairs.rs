@@ -225,7 +225,7 @@ pub fn write(
 /// What `pairs.json` says.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PairsSummary {
-    /// How the pairs were chosen: `nearest` or `random`.
+    /// How the pairs were chosen: `exact`, `ivf` or `random`.
     pub method: String,
     /// Documents that could be paired.
     pub n_documents: u64,

@@ -93,6 +93,11 @@ impl Vectors {
         &self.checked("rows")[i * self.dim()..][..self.dim()]
     }
 
+    /// All rows, `[documents, dim]`.
+    pub fn rows(&self) -> &[f32] {
+        self.checked("rows")
+    }
+
     /// All rows in int8, `[documents, dim]`.
     pub fn quantized(&self) -> &[i8] {
         self.checked("quantized")

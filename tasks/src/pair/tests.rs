@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use engine::task::testbed::Bench;
+use kernels::Pool;
 use serde_json::json;
 
 use super::*;
@@ -71,6 +72,85 @@ fn nearest_equals_brute_force() {
     }
 }
 
+/// Shards of values change nothing, and neither do threads.
+#[test]
+fn shards_and_threads_change_nothing() {
+    let n = 211;
+    let bytes = |shard_documents: usize, n_threads: usize, method: &str| {
+        let dir = tempfile::tempdir().unwrap();
+        let input = dir.path().join("in");
+        std::fs::create_dir(&input).unwrap();
+        write_vectors(&input, n);
+        let mut bench = Bench::new(dir.path()).input("vectors", &input);
+        bench.n_threads = n_threads;
+        let params = json!({
+            "method": method, "k": 6, "threshold": 0.1, "shard_documents": shard_documents,
+            "audited_documents": 100,
+        });
+        bench.run::<Pair>(&params).unwrap();
+        std::fs::read(bench.out("pairs").join(pairs::FILE)).unwrap()
+    };
+    let whole = bytes(n, 1, "exact");
+    for n_shards in [2, 7] {
+        for n_threads in [1, 2] {
+            assert_eq!(bytes(n.div_ceil(n_shards), n_threads, "exact"), whole, "{n_shards} shards");
+        }
+    }
+    assert_eq!(bytes(n, 1, "ivf"), bytes(n, 3, "ivf"));
+    assert_eq!(bytes(50, 1, "ivf"), bytes(50, 3, "ivf"));
+}
+
+/// Through lists, pairs are a subset of the exact ones with the same scores, and the audit counts
+/// what is missing.
+#[test]
+fn lists_find_what_the_audit_says() {
+    let n = 4000;
+    let exact = run(n, &json!({ "k": 8, "threshold": 0.2 })).unwrap();
+    let check = |recall: f64, shard_documents: usize| {
+        let dir = tempfile::tempdir().unwrap();
+        let input = dir.path().join("in");
+        std::fs::create_dir(&input).unwrap();
+        write_vectors(&input, n);
+        let bench = Bench::new(dir.path()).input("vectors", &input);
+        let params = json!({
+            "method": "ivf", "k": 8, "threshold": 0.2, "recall": recall,
+            "shard_documents": shard_documents,
+        });
+        let outputs = bench.run::<Pair>(&params).unwrap();
+        let found: Vec<_> = Pairs::open(&bench.out("pairs")).unwrap().iter().collect();
+        let n_common = found.iter().filter(|pair| exact.contains(pair)).count();
+        let share = n_common as f64 / exact.len() as f64;
+        let audit = std::fs::read(bench.out("pairs").join("audit.json")).unwrap();
+        let audit: serde_json::Value = serde_json::from_slice(&audit).unwrap();
+        let audited = audit["recall"].as_f64().unwrap();
+        assert!((outputs.metrics["recall"] - audited).abs() < 1e-12);
+        assert_eq!(audit["audited_documents"], 1000);
+        assert_eq!(audit["shards"].as_array().unwrap().len(), n.div_ceil(shard_documents));
+        assert!((audited - share).abs() < 0.03, "{audited} {share}");
+        assert!(share > recall - 0.03 && share < 1.0, "{share} for {recall}");
+    };
+    check(0.8, n);
+    check(0.95, n);
+    check(0.9, 1500);
+}
+
+/// A row of zeros is no embedding, so its document is in no pair.
+#[test]
+fn documents_without_embedding_are_left_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let input = dir.path().join("in");
+    std::fs::create_dir(&input).unwrap();
+    let mut rows = unit_rows(8);
+    rows[3 * DIM..4 * DIM].fill(0.0);
+    let ids: Vec<u64> = (0..8).collect();
+    vectors::write(&Pool::new(1), &input, &ids, &rows, DIM, "tfidf").unwrap();
+    let bench = Bench::new(dir.path()).input("vectors", &input);
+    bench.run::<Pair>(&json!({ "k": 7, "threshold": -1.0 })).unwrap();
+    let pairs: Vec<_> = Pairs::open(&bench.out("pairs")).unwrap().iter().collect();
+    assert_eq!(pairs.len(), 7 * 6);
+    assert!(pairs.iter().all(|pair| pair.seed != 3 && pair.target != 3));
+}
+
 #[test]
 fn rules_limit_the_pairs() {
     let n = 80;
@@ -135,6 +215,8 @@ fn wrong_params_are_named() {
         assert!(message.contains(expected), "{message}");
     };
     check(json!({}), "no rule");
+    check(json!({ "threshold": 0.5, "recall": 1.0 }), "recall 1 is not between");
+    check(json!({ "threshold": 0.5, "shard_documents": 0 }), "at least 1");
     check(json!({ "k": 0, "threshold": 0.5 }), "k is 0");
     check(json!({ "threshold": 1.5 }), "threshold 1.5");
     check(json!({ "pairs_per_document": 0.0 }), "not above 0");

@@ -1,0 +1,71 @@
+//! `sbp bench pair`, `bpe`, `dedup`: the inner loops of the data tasks.
+
+use std::thread;
+
+use engine::task::Failure;
+use serde_json::Value;
+use tasks::bench;
+
+use super::Figures;
+use crate::cli::{BpeArgs, DedupArgs, PairArgs};
+use crate::error::{Error, Result};
+
+fn threads(asked: Option<usize>) -> usize {
+    asked.unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from))
+}
+
+/// Whole numbers are written as such.
+fn figures(measured: bench::Figures) -> Figures {
+    let mut figures = Figures::default();
+    for (name, value) in measured {
+        if value.fract() == 0.0 && value.abs() < 1e15 {
+            figures.set(name, value as i64);
+        } else {
+            figures.set(name, Value::from(value));
+        }
+    }
+    figures
+}
+
+fn failed(failure: Failure) -> Error {
+    let error = Error::usage(failure.message);
+    match failure.help {
+        Some(help) => error.help(help),
+        None => error,
+    }
+}
+
+/// All neighbours of generated embeddings.
+pub(super) fn pair(args: &PairArgs) -> Figures {
+    figures(bench::pair::measure(bench::pair::Options {
+        n: args.n,
+        dim: args.dim,
+        k: args.k,
+        recall: args.recall,
+        n_sample: args.queries,
+        n_threads: threads(args.threads),
+        seed: args.seed,
+        exact: args.exact,
+    }))
+}
+
+/// Training and encoding.
+pub(super) fn bpe(args: &BpeArgs) -> Result<Figures> {
+    let dir = tempfile::tempdir()?;
+    let measured = bench::bpe::measure(&bench::bpe::Options {
+        vocab_size: args.vocab_size,
+        train_mb: args.train_mb,
+        encode_mb: args.encode_mb,
+        check_mb: args.check_mb,
+        n_threads: threads(args.threads),
+        seed: args.seed,
+        corpus: args.corpus.clone(),
+        dir: dir.path().to_owned(),
+    });
+    measured.map(figures).map_err(failed)
+}
+
+/// Windows and minima.
+pub(super) fn dedup(args: &DedupArgs) -> Figures {
+    figures(bench::dedup::measure(bench::dedup::Options { mb: args.mb, seed: args.seed }))
+}
