@@ -11,5 +11,6 @@ mod documents;
 mod harness;
 mod pinned;
 mod pipelines;
+mod programs;
 mod resume;
 mod tidy;

@@ -156,6 +156,7 @@ const PINS: &[Pin] = &[
         "compare",
         Figures(1e-3, &[("mean_nll.base", 4.77563), ("mean_nll.sbp", 5.5202), ("n_items", 30.0)]),
     ),
+    pin("exec", 1, "program", Figures(0.0, &[("n", 1.0)])),
     pin("report", 1, "report", Figures(0.02, &[("html_bytes", 12_714.0)])),
 ];
 

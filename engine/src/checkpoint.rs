@@ -14,6 +14,7 @@ use crate::digest::Digest;
 
 const MANIFEST: &str = "manifest.json";
 const PARTIAL: &str = "partial";
+const OWN: &str = "own";
 
 /// A verified checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -89,6 +90,16 @@ impl CheckpointStore {
     /// Whether there is anything to clear.
     pub(crate) fn exists(&self) -> bool {
         self.dir.exists()
+    }
+
+    /// A folder for programs that look after their own checkpoints, made when missing.
+    ///
+    /// # Errors
+    /// When it cannot be created.
+    pub fn own_dir(&self) -> io::Result<PathBuf> {
+        let dir = self.dir.join(OWN);
+        fs::create_dir_all(&dir)?;
+        Ok(dir)
     }
 
     /// Removes every checkpoint, once the node's result is published.

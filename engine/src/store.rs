@@ -29,6 +29,7 @@ use crate::checkpoint::CheckpointStore;
 use crate::digest::Digest;
 use crate::item::ItemStore;
 use crate::key::NodeKey;
+use crate::{exec, process};
 
 pub use manifest::{Damage, Manifest, ManifestFile};
 pub use publish::Published;
@@ -187,9 +188,17 @@ impl Store {
     pub fn clean(&self, names: &[String], live: &BTreeSet<String>, owners: &BTreeSet<String>) {
         let helps =
             |name: &str| name.split_once("-help-").is_some_and(|(_, owner)| owners.contains(owner));
-        for name in names.iter().filter(|name| !live.contains(*name) && !helps(name)) {
+        let dead: Vec<PathBuf> = names
+            .iter()
+            .filter(|name| !live.contains(*name) && !helps(name))
+            .map(|name| self.dir.join("work").join(name))
+            .collect();
+        if !dead.is_empty() {
+            process::kill_leftovers(exec::ATTEMPT, &dead);
+        }
+        for dir in dead {
             // What cannot be removed now is tried again at the next start.
-            let _ = remove_tree(&self.dir.join("work").join(name));
+            let _ = remove_tree(&dir);
         }
     }
 

@@ -14,6 +14,7 @@ pub mod testbed;
 use schemars::JsonSchema;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
 
 pub use crate::item::{Item, ItemContext, ItemResult, ItemResults};
 pub use context::{
@@ -45,6 +46,9 @@ pub trait Task: Send + Sync + 'static {
     /// How often it calls [`Context::items`]; 0 when never. Another process may help with them.
     const ITEM_STAGES: u32 = 0;
 
+    /// Whether a node's params declare ports of its own; see [`Self::own_ports`].
+    const HAS_OWN_PORTS: bool = false;
+
     /// Typed params. Doc comments of the fields are what `sbp tasks show KIND` prints. Defaults are
     /// serde defaults; unknown fields must be denied.
     type Params: Serialize + DeserializeOwned + JsonSchema;
@@ -70,6 +74,13 @@ pub trait Task: Send + Sync + 'static {
     fn cost(params: &Self::Params, inputs: &Predicted) -> Estimate {
         let _ = (params, inputs);
         Estimate::unknown()
+    }
+
+    /// Input and output ports that the params of a node declare, instead of [`Self::INPUTS`] and
+    /// [`Self::OUTPUTS`]. The params are as written, before any check.
+    fn own_ports(params: &Map<String, Value>) -> (Vec<OwnPort>, Vec<OwnPort>) {
+        let _ = params;
+        (Vec::new(), Vec::new())
     }
 
     /// Does the work: reads `inputs`, writes every declared output under [`Context::out`].
@@ -106,8 +117,19 @@ pub struct Port {
     pub doc: &'static str,
 }
 
+/// A port that a node's params declare.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct OwnPort {
+    /// As [`Port::name`].
+    pub name: String,
+    /// As [`Port::kind`].
+    pub kind: String,
+    /// As [`Port::arity`].
+    pub arity: Arity,
+}
+
 /// How many artifacts an input port takes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Arity {
     /// Exactly one.

@@ -62,4 +62,5 @@ pub fn registry() -> Registry {
         .with::<evaluate::Evaluate>()
         .with::<compare::Compare>()
         .with::<report::Report>()
+        .with::<engine::exec::Exec>()
 }

@@ -342,12 +342,36 @@ fn entry<'y, 't>(
     let map = reader.expect_map(value, &format!("node `{name}`"))?;
     let known = NODE_KEYS.iter().chain(SETTINGS).map(|(name, _)| *name);
     reader.check_keys(map, &known, &format!("node `{name}`"));
-    let kind = task(reader, name, span, map);
+    let mut kind = task(reader, name, span, map);
     let task_defaults = kind.as_ref().and_then(|kind| defaults.tasks.get(kind.task.kind()));
     let layers = [Some(map), task_defaults.copied(), defaults.all];
     let default_params = task_defaults.and_then(|defaults| defaults.get("params"));
     let default_params = default_params.and_then(|yaml| reader.expect_map(yaml, "`params`"));
+    if let Some(found) = &kind {
+        kind = Some(with_own_ports(found, map, default_params));
+    }
     Some(Entry { span, kind, map, layers: layers.into_iter().flatten().collect(), default_params })
+}
+
+/// The task with the ports that the entry's params declare. Those are fixed names, so expressions
+/// in them are left as they are and found wrong by the task.
+fn with_own_ports(
+    kind: &Rc<TaskKind>,
+    map: &Map<'_>,
+    default_params: Option<&Map<'_>>,
+) -> Rc<TaskKind> {
+    let own = match map.get("params").map(|yaml| &yaml.kind) {
+        Some(Kind::Map(own)) => Some(own),
+        _ => None,
+    };
+    let mut params = serde_json::Map::new();
+    for (key, value) in [default_params, own].into_iter().flatten().flat_map(|map| &map.0) {
+        params.insert(key.text.to_string(), params::plain(value));
+    }
+    match kind.task.with_own_ports(&params) {
+        Some(task) => Rc::new(TaskKind { task, params: kind.params.clone() }),
+        None => Rc::clone(kind),
+    }
 }
 
 fn task(reader: &mut Reader<'_>, name: &str, span: Span, map: &Map<'_>) -> Option<Rc<TaskKind>> {

@@ -131,7 +131,8 @@ fn parse_yaml(text: &str) -> Option<Value> {
     (sink.n_errors() == 0).then(|| plain(&yaml))
 }
 
-fn plain(yaml: &Yaml<'_>) -> Value {
+/// The value of YAML whose expressions are left as they are.
+pub(crate) fn plain(yaml: &Yaml<'_>) -> Value {
     match &yaml.kind {
         Kind::Scalar(scalar) => scalar.value(),
         Kind::Seq(items) => items.iter().map(plain).collect(),

@@ -284,6 +284,15 @@ impl Context {
         if is_last_help { Err(Failure::cancelled()) } else { Ok(results) }
     }
 
+    /// A folder of this node's key that outlives attempts, for programs that look after their own
+    /// checkpoints. What is in it may have been cut off anywhere.
+    ///
+    /// # Errors
+    /// When it cannot be created.
+    pub fn checkpoint_dir(&self) -> io::Result<PathBuf> {
+        self.parts.checkpoints.own_dir()
+    }
+
     /// Reports that `done` of `total` units are finished (`total` 0 when unknown).
     pub fn progress(&self, done: u64, total: u64, unit: &str) {
         self.parts.sink.report(Report::Progress { done, total, unit: unit.to_owned() });

@@ -1,12 +1,13 @@
 //! The tasks that a binary knows, behind one object-safe face.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::{
-    Context, Determinism, Estimate, Failure, Inputs, Outputs, ParamError, Port, Predicted, Task,
+    Context, Determinism, Estimate, Failure, Inputs, Outputs, OwnPort, ParamError, Port, Predicted,
+    Task,
 };
 
 /// A task with its params as JSON.
@@ -23,6 +24,9 @@ pub trait AnyTask: Send + Sync {
     fn inputs(&self) -> &'static [Port];
     /// [`Task::OUTPUTS`].
     fn outputs(&self) -> &'static [Port];
+    /// The task with the ports that a node's params declare, as written; `None` when the params of
+    /// this task declare none.
+    fn with_own_ports(&self, params: &Map<String, Value>) -> Option<Arc<dyn AnyTask>>;
     /// [`Task::UNKEYED`].
     fn unkeyed(&self) -> &'static [&'static str];
     /// [`Task::ITEM_STAGES`].
@@ -51,7 +55,30 @@ pub trait AnyTask: Send + Sync {
     fn run(&self, ctx: &mut Context, params: &Value, inputs: &Inputs) -> Result<Outputs, Failure>;
 }
 
-struct Erased<T>(std::marker::PhantomData<fn() -> T>);
+struct Erased<T> {
+    task: std::marker::PhantomData<fn() -> T>,
+    inputs: &'static [Port],
+    outputs: &'static [Port],
+}
+
+/// Port lists declared by nodes, each kept once for the life of the program: there are as many as
+/// pipelines have different ones.
+static OWN_PORTS: Mutex<BTreeMap<Vec<OwnPort>, &'static [Port]>> = Mutex::new(BTreeMap::new());
+
+fn intern(ports: Vec<OwnPort>) -> &'static [Port] {
+    let mut known = OWN_PORTS.lock().unwrap_or_else(PoisonError::into_inner);
+    known.entry(ports).or_insert_with_key(|ports| {
+        let text = |text: &String| -> &'static str { Box::leak(text.clone().into_boxed_str()) };
+        let port = |port: &OwnPort| Port {
+            name: text(&port.name),
+            kind: text(&port.kind),
+            arity: port.arity,
+            doc: "declared by the node",
+        };
+        let ports: Box<[Port]> = ports.iter().map(port).collect();
+        Box::leak(ports)
+    })
+}
 
 fn parse<T: Task>(params: &Value) -> Result<T::Params, ParamError> {
     let parsed: T::Params = serde_json::from_value(params.clone())
@@ -78,11 +105,20 @@ impl<T: Task> AnyTask for Erased<T> {
     }
 
     fn inputs(&self) -> &'static [Port] {
-        T::INPUTS
+        self.inputs
     }
 
     fn outputs(&self) -> &'static [Port] {
-        T::OUTPUTS
+        self.outputs
+    }
+
+    fn with_own_ports(&self, params: &Map<String, Value>) -> Option<Arc<dyn AnyTask>> {
+        if !T::HAS_OWN_PORTS {
+            return None;
+        }
+        let (inputs, outputs) = T::own_ports(params);
+        let (inputs, outputs) = (intern(inputs), intern(outputs));
+        Some(Arc::new(Self { task: std::marker::PhantomData, inputs, outputs }))
     }
 
     fn unkeyed(&self) -> &'static [&'static str] {
@@ -127,7 +163,9 @@ impl Registry {
     /// When its kind is taken.
     #[must_use]
     pub fn with<T: Task>(mut self) -> Self {
-        let erased: Arc<dyn AnyTask> = Arc::new(Erased::<T>(std::marker::PhantomData));
+        let task = std::marker::PhantomData;
+        let erased: Arc<dyn AnyTask> =
+            Arc::new(Erased::<T> { task, inputs: T::INPUTS, outputs: T::OUTPUTS });
         let replaced = self.0.insert(T::KIND, erased);
         assert!(replaced.is_none(), "two tasks are called `{}`", T::KIND);
         self

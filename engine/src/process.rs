@@ -1,0 +1,379 @@
+//! Programs as children: in a process group of their own, which ends with them, with the attempt
+//! that started them, or with this process.
+
+use std::fmt;
+use std::io::{self, Read};
+use std::os::fd::AsFd;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::process::{
+    Pid, PidfdFlags, Resource, Rlimit, Signal, kill_process_group, pidfd_open, prlimit,
+};
+
+use crate::task::CancelToken;
+
+/// How long a program may take to end after it was asked to.
+pub(crate) const GRACE: Duration = Duration::from_secs(10);
+/// How soon a stop is seen.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// A longer line is cut.
+const LINE_MAX: usize = 16 << 10;
+
+/// How a program ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Ended {
+    /// Its exit code, unless a signal ended it.
+    pub(crate) code: Option<i32>,
+    /// The signal that ended it.
+    pub(crate) signal: Option<i32>,
+    /// Highest resident memory of the program, in bytes.
+    pub(crate) peak_memory_bytes: i64,
+}
+
+impl Ended {
+    pub(crate) fn is_success(self) -> bool {
+        self.code == Some(0)
+    }
+}
+
+impl fmt::Display for Ended {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.code, self.signal) {
+            (Some(code), _) => write!(f, "ended with exit code {code}"),
+            (None, Some(signal)) => match signal_name(signal) {
+                Some(name) => write!(f, "was ended by signal {signal} ({name})"),
+                None => write!(f, "was ended by signal {signal}"),
+            },
+            (None, None) => f.write_str("ended in an unknown way"),
+        }
+    }
+}
+
+fn signal_name(signal: i32) -> Option<&'static str> {
+    let names = [
+        (libc::SIGHUP, "SIGHUP"),
+        (libc::SIGINT, "SIGINT"),
+        (libc::SIGQUIT, "SIGQUIT"),
+        (libc::SIGILL, "SIGILL"),
+        (libc::SIGTRAP, "SIGTRAP"),
+        (libc::SIGABRT, "SIGABRT"),
+        (libc::SIGBUS, "SIGBUS"),
+        (libc::SIGFPE, "SIGFPE"),
+        (libc::SIGKILL, "SIGKILL"),
+        (libc::SIGSEGV, "SIGSEGV"),
+        (libc::SIGPIPE, "SIGPIPE"),
+        (libc::SIGTERM, "SIGTERM"),
+        (libc::SIGXCPU, "SIGXCPU"),
+        (libc::SIGXFSZ, "SIGXFSZ"),
+        (libc::SIGSYS, "SIGSYS"),
+    ];
+    names.iter().find(|(number, _)| *number == signal).map(|(_, name)| *name)
+}
+
+/// Which of a program's outputs a line came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stream {
+    Out,
+    Err,
+}
+
+/// A program in a process group of its own.
+pub(crate) struct Program {
+    child: Child,
+    group: Pid,
+    is_reaped: bool,
+}
+
+impl Program {
+    /// Starts `command` with its outputs connected to us. It is killed when the thread that calls
+    /// this ends, as a killed process's threads do.
+    pub(crate) fn start(mut command: Command) -> io::Result<Self> {
+        command.process_group(0).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let parent = std::process::id();
+        let die_with_parent = move || {
+            rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+            // The parent may have died before the wish was known.
+            match rustix::process::getppid() {
+                Some(now) if now.as_raw_nonzero().get().unsigned_abs() == parent => Ok(()),
+                _ => Err(Errno::SRCH.into()),
+            }
+        };
+        // SAFETY: Between `fork` and `exec` the closure makes two system calls; it neither allocates
+        // nor takes a lock.
+        unsafe { command.pre_exec(die_with_parent) };
+        let child = command.spawn()?;
+        let group = Pid::from_child(&child);
+        Ok(Self { child, group, is_reaped: false })
+    }
+
+    #[cfg(test)]
+    pub(crate) fn take_stdin(&mut self) -> Option<std::process::ChildStdin> {
+        self.child.stdin.take()
+    }
+
+    /// Limits the program's address space. What it allocated before counts too.
+    pub(crate) fn limit_memory(&self, bytes: u64) -> io::Result<()> {
+        let limit = Rlimit { current: Some(bytes), maximum: Some(bytes) };
+        prlimit(Some(self.group), Resource::As, limit)?;
+        Ok(())
+    }
+
+    /// Gives each line to `line` until the program has ended. When `cancel` is set its whole group
+    /// is asked to end, and killed after `grace`. Whatever the program left running is killed.
+    pub(crate) fn wait(
+        mut self,
+        cancel: &CancelToken,
+        grace: Duration,
+        mut line: impl FnMut(Stream, &str),
+    ) -> io::Result<Ended> {
+        let mut out = Lines::new(self.child.stdout.take());
+        let mut err = Lines::new(self.child.stderr.take());
+        let exit = pidfd_open(self.group, PidfdFlags::empty())?;
+        let mut asked: Option<Instant> = None;
+        loop {
+            if cancel.is_cancelled() {
+                match asked {
+                    None => {
+                        asked = Some(Instant::now());
+                        self.kill(Signal::TERM);
+                    }
+                    Some(since) if since.elapsed() >= grace => self.kill(Signal::KILL),
+                    Some(_) => {}
+                }
+            }
+            let (out_ready, err_ready, ended) = ready(&out, &err, Some(&exit), LOOK_EVERY)?;
+            if out_ready {
+                out.read(&mut |text| line(Stream::Out, text))?;
+            }
+            if err_ready {
+                err.read(&mut |text| line(Stream::Err, text))?;
+            }
+            if ended {
+                break;
+            }
+        }
+        // A pipe may be held open by what the program left behind.
+        self.kill(Signal::KILL);
+        let until = Instant::now() + Duration::from_secs(1);
+        while (out.is_open() || err.is_open()) && Instant::now() < until {
+            let (out_ready, err_ready, _) = ready(&out, &err, None, LOOK_EVERY)?;
+            if out_ready {
+                out.read(&mut |text| line(Stream::Out, text))?;
+            }
+            if err_ready {
+                err.read(&mut |text| line(Stream::Err, text))?;
+            }
+        }
+        out.end(&mut |text| line(Stream::Out, text));
+        err.end(&mut |text| line(Stream::Err, text));
+        self.reap()
+    }
+
+    fn kill(&self, signal: Signal) {
+        // It may be gone already. The group's number is not reused before the child is reaped.
+        let _ = kill_process_group(self.group, signal);
+    }
+
+    fn reap(&mut self) -> io::Result<Ended> {
+        self.is_reaped = true;
+        let mut status = 0;
+        // SAFETY: All zeroes is a value of this plain C structure.
+        let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+        let pid = self.group.as_raw_nonzero().get();
+        loop {
+            // SAFETY: Both pointers are to live values of the types that `wait4` fills.
+            let done = unsafe { libc::wait4(pid, &raw mut status, 0, &raw mut usage) };
+            if done == pid {
+                break;
+            }
+            let error = io::Error::last_os_error();
+            if error.kind() != io::ErrorKind::Interrupted {
+                return Err(error);
+            }
+        }
+        Ok(Ended {
+            code: libc::WIFEXITED(status).then(|| libc::WEXITSTATUS(status)),
+            signal: libc::WIFSIGNALED(status).then(|| libc::WTERMSIG(status)),
+            peak_memory_bytes: usage.ru_maxrss.saturating_mul(1024),
+        })
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        if !self.is_reaped {
+            self.kill(Signal::KILL);
+            let _ = self.reap();
+        }
+    }
+}
+
+/// Which of the outputs can be read, and whether the process has ended.
+fn ready<O: Read + AsFd, E: Read + AsFd>(
+    out: &Lines<O>,
+    err: &Lines<E>,
+    exit: Option<&std::os::fd::OwnedFd>,
+    timeout: Duration,
+) -> io::Result<(bool, bool, bool)> {
+    let mut places = [None; 3];
+    let mut fds = Vec::with_capacity(3);
+    let streams = [
+        out.source.as_ref().map(AsFd::as_fd),
+        err.source.as_ref().map(AsFd::as_fd),
+        exit.map(AsFd::as_fd),
+    ];
+    for (place, stream) in places.iter_mut().zip(streams) {
+        if let Some(fd) = stream {
+            *place = Some(fds.len());
+            fds.push(PollFd::from_borrowed_fd(fd, PollFlags::IN));
+        }
+    }
+    let timeout = Timespec { tv_sec: 0, tv_nsec: i64::from(timeout.subsec_nanos()) };
+    match poll(&mut fds, Some(&timeout)) {
+        Ok(_) | Err(Errno::INTR) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let is_ready = |place: Option<usize>| place.is_some_and(|i| !fds[i].revents().is_empty());
+    Ok((is_ready(places[0]), is_ready(places[1]), is_ready(places[2])))
+}
+
+/// Cuts a stream into lines.
+struct Lines<S> {
+    source: Option<S>,
+    partial: Vec<u8>,
+}
+
+impl<S: Read> Lines<S> {
+    fn new(source: Option<S>) -> Self {
+        Self { source, partial: Vec::new() }
+    }
+
+    fn is_open(&self) -> bool {
+        self.source.is_some()
+    }
+
+    /// Reads what is there; must not be called when that would block.
+    fn read(&mut self, line: &mut dyn FnMut(&str)) -> io::Result<()> {
+        let Some(source) = &mut self.source else { return Ok(()) };
+        let mut buffer = [0; 1 << 14];
+        let n = match source.read(&mut buffer) {
+            Ok(n) => n,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        if n == 0 {
+            self.source = None;
+            return Ok(());
+        }
+        for byte in &buffer[..n] {
+            match byte {
+                b'\n' => self.end(line),
+                _ if self.partial.len() < LINE_MAX => self.partial.push(*byte),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn end(&mut self, line: &mut dyn FnMut(&str)) {
+        if !self.partial.is_empty() {
+            line(String::from_utf8_lossy(&self.partial).trim_end_matches('\r'));
+            self.partial.clear();
+        }
+    }
+}
+
+/// Kills whatever still runs for the attempts whose work folders these are: what they left behind
+/// when their own process was killed. They are known by the folder in their environment.
+pub(crate) fn kill_leftovers(variable: &str, dirs: &[std::path::PathBuf]) {
+    let Ok(entries) = std::fs::read_dir("/proc") else { return };
+    let wanted: Vec<Vec<u8>> = dirs
+        .iter()
+        .map(|dir| [variable.as_bytes(), b"=", dir.as_os_str().as_encoded_bytes()].concat())
+        .collect();
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let Some(pid) = name.to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw)
+        else {
+            continue;
+        };
+        let Ok(environment) = std::fs::read(entry.path().join("environ")) else { continue };
+        let is_ours = |entry: &[u8]| wanted.iter().any(|wanted| entry == wanted.as_slice());
+        if environment.split(|byte| *byte == 0).any(is_ours) {
+            // It may end by itself at this moment.
+            let _ = rustix::process::kill_process(pid, Signal::KILL);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(script: &str) -> (Ended, Vec<String>) {
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", script]).stdin(Stdio::null());
+        let mut lines = Vec::new();
+        let program = Program::start(command).unwrap();
+        let hear = |_, line: &str| lines.push(line.to_owned());
+        let ended = program.wait(&CancelToken::default(), GRACE, hear).unwrap();
+        (ended, lines)
+    }
+
+    #[test]
+    fn ends_are_told_apart() {
+        let check = |script: &str, expected: &str| {
+            let (ended, lines) = run(script);
+            assert_eq!((ended.to_string().as_str(), lines.len()), (expected, 1), "{script}");
+            assert!(ended.peak_memory_bytes > 0);
+        };
+        check("echo one; exit 0", "ended with exit code 0");
+        check("printf two >&2; exit 3", "ended with exit code 3");
+        check("echo three; kill -SEGV $$", "was ended by signal 11 (SIGSEGV)");
+    }
+
+    #[test]
+    fn the_whole_group_ends() {
+        let cancel = CancelToken::default();
+        // Neither the shell nor its children heed the polite request.
+        let script = "trap '' TERM; sleep 60 & echo $!; wait; wait; sleep 60";
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", script]).stdin(Stdio::null());
+        let mut lines = Vec::new();
+        let hear = |_, line: &str| {
+            lines.push(line.to_owned());
+            cancel.cancel();
+        };
+        let grace = Duration::from_millis(300);
+        let ended = Program::start(command).unwrap().wait(&cancel, grace, hear).unwrap();
+        assert_eq!(ended.signal, Some(libc::SIGKILL));
+        let is_alive = |pid: &str| {
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            !stat.is_empty() && !stat.contains(") Z ")
+        };
+        assert!(lines.iter().all(|pid| !is_alive(pid)), "{lines:?}");
+        // What a program leaves behind when it ends by itself does not outlive it either.
+        let (_, lines) = run("sleep 60 >/dev/null 2>&1 & echo $!");
+        let until = Instant::now() + Duration::from_secs(20);
+        while is_alive(&lines[0]) {
+            assert!(Instant::now() < until, "{lines:?} lives on");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    #[test]
+    fn memory_has_a_limit() {
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", "read go; exec head -c 1G /dev/zero | tail -c 900M >/dev/null"]);
+        command.stdin(Stdio::piped());
+        let mut program = Program::start(command).unwrap();
+        program.limit_memory(200 << 20).unwrap();
+        drop(program.take_stdin());
+        let ended = program.wait(&CancelToken::default(), GRACE, |_, _| {}).unwrap();
+        assert!(!ended.is_success(), "{ended}");
+    }
+}
