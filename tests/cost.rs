@@ -161,6 +161,8 @@ fn a_study_runs_at_toy_scale_and_leaves_measured_rates() {
         let measured = hours(&cost, &format!("train[arm={arm}]"), "measured") * 3600.0;
         assert!(measured > 0.05 && measured < 600.0, "{measured} s");
     }
+    let took = node(&cost, "train[arm=one_epoch]")["took_hours"].as_f64().unwrap() * 3600.0;
+    assert!((took / (hours(&cost, "train[arm=one_epoch]", "measured") * 3600.0) - 1.0).abs() < 0.9);
     let rates = cost["rates"]["measured"]["rates"].as_array().unwrap();
     let found = |unit: &str, task: &str| {
         rates.iter().any(|rate| rate["unit"] == unit && rate["task"] == task)

@@ -2,6 +2,8 @@
 //! under the same revision would be served from old artifacts.
 
 use std::collections::BTreeSet;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::TcpListener;
 
 use serde_json::Value;
 
@@ -157,7 +159,22 @@ const PINS: &[Pin] = &[
         Figures(1e-3, &[("mean_nll.base", 4.77563), ("mean_nll.sbp", 5.5202), ("n_items", 30.0)]),
     ),
     pin("exec", 1, "program", Figures(0.0, &[("n", 1.0)])),
-    pin("report", 1, "report", Figures(0.02, &[("html_bytes", 12_714.0)])),
+    pin("read_items", 1, "items", Digests(&[("items", "2bb87861d24320ec")])),
+    pin(
+        "benchmark",
+        1,
+        "bench_base",
+        Figures(1e-3, &[("acc", 0.5), ("acc_bytes", 0.5), ("acc_norm", 0.5), ("n_items", 24.0)]),
+    ),
+    pin(
+        "compare_benchmarks",
+        1,
+        "compare_benchmarks",
+        Figures(1e-3, &[("average.bench_base", 50.0), ("average.bench_sbp", 50.0)]),
+    ),
+    pin("judge", 1, "judge", Figures(0.0, &[("answers", 20.0), ("repetition", 0.0)])),
+    pin("select_model", 1, "select_model", Figures(0.0, &[("chosen", 0.0), ("n_candidates", 2.0)])),
+    pin("report", 2, "report", Figures(0.02, &[("html_bytes", 13_712.0)])),
 ];
 
 /// What to do when this fails.
@@ -175,7 +192,9 @@ fn another_result_needs_another_revision() {
     place.write("texts/one.txt", "Caf\u{c3}\u{a9} and\u{7} tea.\n\n\n\nA second part.\n");
     place.write("texts/two.txt", &"Words and words, line after line.\n".repeat(20));
     place.write("every_task.yaml", &read("tests/pipelines/every_task.yaml"));
-    place.sbp(&["run", "every_task.yaml"]).expect(0);
+    place.write("items.jsonl", &items());
+    let judge = format!("judge_url={}", judge());
+    place.sbp(&["run", "every_task.yaml", "--set", &judge]).expect(0);
     let mut wrong = String::new();
     for pin in PINS {
         let detail = place.sbp(&["show", pin.node, "--json"]).expect(0).json();
@@ -186,6 +205,49 @@ fn another_result_needs_another_revision() {
         }
     }
     assert!(wrong.is_empty(), "found instead:\n{wrong}{ADVICE}");
+}
+
+/// Questions with one short and one long choice.
+fn items() -> String {
+    let item = |i: usize| {
+        let label = ["A", "B"][i % 2];
+        format!(
+            "{{\"question\":\"What is {i}?\",\"choices\":{{\"text\":[\"a tea\",\"two lamps and {i} birds\"],\
+             \"label\":[\"A\",\"B\"]}},\"answerKey\":\"{label}\"}}\n"
+        )
+    };
+    (0..24).map(item).collect()
+}
+
+/// Starts a server that answers `No` to everything; gives its address.
+fn judge() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/v1", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut reader = BufReader::new(stream.try_clone().unwrap());
+            let mut length = 0;
+            loop {
+                let mut line = String::new();
+                reader.read_line(&mut line).unwrap();
+                if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
+                    length = value.trim().parse().unwrap();
+                }
+                if line.trim().is_empty() {
+                    break;
+                }
+            }
+            reader.read_exact(&mut vec![0; length]).unwrap();
+            let body = r#"{"choices": [{"message": {"content": "Nothing comes back.\nNo"}}]}"#;
+            let head = format!(
+                "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
+                body.len()
+            );
+            stream.write_all((head + body).as_bytes()).unwrap();
+        }
+    });
+    url
 }
 
 /// Name and value of the figures of a node's last attempt.

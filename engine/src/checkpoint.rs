@@ -5,7 +5,7 @@
 //! checkpoint or none. [`CheckpointStore::latest`] verifies before it returns.
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -15,6 +15,7 @@ use crate::digest::Digest;
 const MANIFEST: &str = "manifest.json";
 const PARTIAL: &str = "partial";
 const OWN: &str = "own";
+const JOURNAL: &str = "journal";
 
 /// A verified checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,6 +24,27 @@ pub struct Checkpoint {
     pub step: u64,
     /// The folder with the files that the task wrote.
     pub dir: PathBuf,
+}
+
+/// Lines that a task keeps one by one, each durable before the task goes on: for work that must not
+/// be done twice, such as paid requests. Bound to the node's key and gone with its checkpoints.
+#[derive(Debug)]
+pub struct Journal {
+    file: File,
+}
+
+impl Journal {
+    /// Adds a line and makes it durable.
+    ///
+    /// # Errors
+    /// When the line has a line break, or writing fails.
+    pub fn append(&mut self, line: &str) -> io::Result<()> {
+        if line.contains('\n') {
+            return Err(io::Error::other("a line of the journal has a line break"));
+        }
+        self.file.write_all(format!("{} {line}\n", Digest::of(line.as_bytes())).as_bytes())?;
+        self.file.sync_data()
+    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -102,7 +124,29 @@ impl CheckpointStore {
         Ok(dir)
     }
 
-    /// Removes every checkpoint, once the node's result is published.
+    /// The whole lines of the journal, oldest first, and the journal to add to. A line that a crash cut
+    /// short is left out.
+    ///
+    /// # Errors
+    /// When the file cannot be read or opened.
+    pub fn journal(&self) -> io::Result<(Vec<String>, Journal)> {
+        fs::create_dir_all(&self.dir)?;
+        let path = self.dir.join(JOURNAL);
+        let mut file = fs::OpenOptions::new().create(true).append(true).open(&path)?;
+        let bytes = fs::read(&path)?;
+        if bytes.last().is_some_and(|byte| *byte != b'\n') {
+            file.write_all(b"\n")?;
+        }
+        File::open(&self.dir)?.sync_all()?;
+        let whole = |line: &[u8]| {
+            let (digest, text) = std::str::from_utf8(line).ok()?.split_once(' ')?;
+            (digest == Digest::of(text.as_bytes()).to_string()).then(|| text.to_owned())
+        };
+        let lines = bytes.split(|byte| *byte == b'\n').filter_map(whole).collect();
+        Ok((lines, Journal { file }))
+    }
+
+    /// Removes every checkpoint and the journal, once the node's result is published.
     ///
     /// # Errors
     /// When the folder exists and cannot be removed.
@@ -200,5 +244,31 @@ mod tests {
         });
         assert!(failed.is_err());
         assert_eq!(store.latest().unwrap().unwrap().step, 1);
+    }
+
+    #[test]
+    fn journals_keep_whole_lines() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = CheckpointStore::new(dir.path().join("key"));
+        let (lines, mut journal) = store.journal().unwrap();
+        assert!(lines.is_empty());
+        journal.append("one").unwrap();
+        journal.append("").unwrap();
+        journal.append("two words").unwrap();
+        assert!(journal.append("a\nb").is_err());
+        // A crash in the middle of a line, then another attempt.
+        let path = dir.path().join("key").join(JOURNAL);
+        let bytes = fs::read(&path).unwrap();
+        fs::write(&path, &bytes[..bytes.len() - 3]).unwrap();
+        let (lines, mut journal) = store.journal().unwrap();
+        assert_eq!(lines, ["one", ""]);
+        journal.append("three").unwrap();
+        assert_eq!(store.journal().unwrap().0, ["one", "", "three"]);
+        // Checkpoints come and go beside it.
+        store.save(1, |dir| fs::write(dir.join("state"), b"x")).unwrap();
+        store.save(2, |dir| fs::write(dir.join("state"), b"y")).unwrap();
+        assert_eq!(store.journal().unwrap().0.len(), 3);
+        store.clear().unwrap();
+        assert!(store.journal().unwrap().0.is_empty());
     }
 }

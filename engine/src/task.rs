@@ -18,8 +18,8 @@ use serde_json::{Map, Value};
 
 pub use crate::item::{Item, ItemContext, ItemResult, ItemResults};
 pub use context::{
-    CancelToken, Checkpoint, Context, ContextParts, ExternalFile, Input, Inputs, LogLevel, Outputs,
-    Report, Sink,
+    CancelToken, Checkpoint, Context, ContextParts, ExternalFile, Input, Inputs, Journal, LogLevel,
+    Outputs, Report, Sink,
 };
 pub use estimate::{Estimate, FILE_BYTES, Facts, Predicted};
 pub(crate) use failure::panic_text;

@@ -10,6 +10,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::corpus::write_json;
+use crate::format::Error;
+use crate::judge::{Judgement, Measure};
 use crate::measure_quality::{Quality, Rate};
 
 /// See the module.
@@ -70,6 +72,21 @@ pub struct Decision {
     pub figures: Vec<Figure>,
 }
 
+/// The file in the artifact's folder.
+pub(crate) const DECISION_FILE: &str = "decision.json";
+
+impl Decision {
+    /// Reads the `decision` artifact in `dir`.
+    ///
+    /// # Errors
+    /// When `decision.json` cannot be read.
+    pub fn read(dir: &Path) -> Result<Self, Error> {
+        let path = dir.join(DECISION_FILE);
+        let bytes = std::fs::read(&path).map_err(|error| Error::io("read", &path, error))?;
+        serde_json::from_slice(&bytes).map_err(|error| Error::damaged(&path, error.to_string()))
+    }
+}
+
 /// A figure beside its limit.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub struct Figure {
@@ -94,7 +111,10 @@ impl Task for Gate {
     const REVISION: u32 = 2;
     const SUMMARY: &'static str = "compares quality figures with limits, and stops or goes on";
     const DETERMINISM: Determinism = Determinism::Bitwise;
-    const INPUTS: &'static [Port] = &[Port::one("quality", "quality", "what was measured")];
+    const INPUTS: &'static [Port] = &[
+        Port::one("quality", "quality", "what was measured by rules"),
+        Port::optional("judgement", "judgement", "what a judge said; counts instead, where it did"),
+    ];
     const OUTPUTS: &'static [Port] =
         &[Port::one("decision", "decision", "the figures beside their limits")];
     type Params = Params;
@@ -116,14 +136,21 @@ impl Task for Gate {
 
     fn run(ctx: &mut Context, params: &Params, inputs: &Inputs) -> Result<Outputs, Failure> {
         let quality = Quality::read(inputs.one("quality"))?;
+        let judgement = inputs.optional("judgement").map(Judgement::read).transpose()?;
+        let judged = |measure| judgement.as_ref()?.bad(measure);
+        // A judge's rates are those of bad documents.
+        let relevance = judged(Measure::Relevance);
+        let copying = judged(Measure::Copying).unwrap_or(&quality.pair_copying);
+        let repetition = judged(Measure::Repetition).unwrap_or(&quality.repetition);
         let limits = [
-            ("relevance", &quality.relevance, params.relevance_min, false),
-            ("novelty", &quality.pair_copying, params.novelty_min, true),
-            ("non_repetition", &quality.repetition, params.non_repetition_min, true),
+            ("relevance", relevance.unwrap_or(&quality.relevance), params.relevance_min),
+            ("novelty", copying, params.novelty_min),
+            ("non_repetition", repetition, params.non_repetition_min),
         ];
         let mut figures = Vec::new();
-        for (name, rate, min, complement) in limits {
+        for (name, rate, min) in limits {
             if let Some(min) = min {
+                let complement = name != "relevance" || relevance.is_some();
                 figures.push(figure(name, rate, min, complement)?);
             }
         }
@@ -155,7 +182,7 @@ fn decide(
     decision: &Decision,
     dir: &Path,
 ) -> Result<Outputs, Failure> {
-    write_json(&dir.join("decision.json"), decision)?;
+    write_json(&dir.join(DECISION_FILE), decision)?;
     let below: Vec<String> = decision
         .figures
         .iter()

@@ -1,8 +1,10 @@
 //! The task kinds of synthetic bootstrapped pretraining.
 
 pub mod bench;
+pub mod benchmark;
 pub mod clean;
 pub mod compare;
+pub mod compare_benchmarks;
 pub mod corpus;
 pub mod cost;
 pub mod decode;
@@ -16,14 +18,17 @@ mod fixture;
 pub mod format;
 pub mod gate;
 pub mod generate_corpus;
+pub mod judge;
 pub mod lm;
 pub mod measure_quality;
 pub mod mix;
 pub mod pair;
 pub mod pretrain;
 pub mod read_corpus;
+pub mod read_items;
 pub mod report;
 pub mod sample;
+pub mod select_model;
 pub mod shingle;
 pub mod split;
 pub mod stats;
@@ -56,11 +61,16 @@ pub fn registry() -> Registry {
         .with::<drop_near_dups::DropNearDups>()
         .with::<tune_synthesizer::TuneSynthesizer>()
         .with::<measure_quality::MeasureQuality>()
+        .with::<judge::Judge>()
         .with::<gate::Gate>()
+        .with::<select_model::SelectModel>()
         .with::<synthesize::Synthesize>()
         .with::<drop_repeats::DropRepeats>()
         .with::<evaluate::Evaluate>()
+        .with::<read_items::ReadItems>()
+        .with::<benchmark::Benchmark>()
         .with::<compare::Compare>()
+        .with::<compare_benchmarks::CompareBenchmarks>()
         .with::<report::Report>()
         .with::<engine::exec::Exec>()
 }

@@ -76,7 +76,8 @@ pub struct Rate {
 }
 
 impl Rate {
-    fn of(flags: impl IntoIterator<Item = bool>) -> Self {
+    /// The share of flags that are set.
+    pub(crate) fn of(flags: impl IntoIterator<Item = bool>) -> Self {
         let (mut k, mut n) = (0, 0);
         for flag in flags {
             k += u64::from(flag);

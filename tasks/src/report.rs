@@ -4,9 +4,10 @@
 //! is escaped. What it says in words follows from the numbers by fixed rules.
 
 mod chart;
+mod figures;
 mod page;
+mod tables;
 
-use std::fmt::Write as _;
 use std::path::Path;
 
 use engine::task::{Context, Determinism, Failure, Input, Inputs, Outputs, ParamError, Port, Task};
@@ -14,12 +15,14 @@ use kernels::philox::Philox;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::compare::{Comparison, Role, arm_of, csv_field};
+use crate::compare::{Comparison, Role, arm_of};
+use crate::compare_benchmarks::Table;
 use crate::corpus::Corpus;
 use crate::decode::Codec;
 use crate::format::Error;
 use crate::format::pairs::{self, PairsSummary};
 use crate::format::tokens::Tokens;
+use crate::judge::Judgement;
 use crate::measure_quality::Quality;
 
 const STYLE: &str = include_str!("report/style.css");
@@ -75,13 +78,15 @@ struct Study {
     curves: Vec<Curve>,
     quality: Vec<(String, Quality)>,
     pairs: Option<PairsSummary>,
+    benchmarks: Option<Table>,
+    judgement: Option<Judgement>,
     samples: Vec<Sample>,
     inputs: Vec<(String, Input)>,
 }
 
 impl Task for Report {
     const KIND: &'static str = "report";
-    const REVISION: u32 = 1;
+    const REVISION: u32 = 2;
     const SUMMARY: &'static str = "writes one self-contained HTML page, with CSV and SVG files";
     const DETERMINISM: Determinism = Determinism::BitwisePerDevice;
     const INPUTS: &'static [Port] = &[
@@ -92,9 +97,11 @@ impl Task for Report {
         Port::optional("synthetic", "corpus", "synthetic documents to show"),
         Port::optional("real", "tokens", "their seeds"),
         Port::optional("tokenizer", "tokenizer", "the tokenizer of the seeds"),
+        Port::optional("benchmarks", "table", "the arms on benchmarks"),
+        Port::optional("judgement", "judgement", "what a judge said of the synthetic documents"),
     ];
     const OUTPUTS: &'static [Port] =
-        &[Port::one("report", "report", "report.html, curves.csv and the charts")];
+        &[Port::one("report", "report", "report.html, and every figure as SVG, CSV and JSON")];
     type Params = Params;
 
     fn check(params: &Params) -> Result<(), ParamError> {
@@ -113,7 +120,9 @@ impl Task for Report {
             let style = format!("<style>{STYLE}svg {{ background: var(--bg); }}</style></svg>");
             std::fs::write(dir.join(name), svg.replace("</svg>", &style))?;
         }
-        std::fs::write(dir.join("curves.csv"), curves_csv(&study.curves))?;
+        for (name, text) in figures::files(&study) {
+            std::fs::write(dir.join(name), text)?;
+        }
         let html = page::html(&study, &charts);
         std::fs::write(dir.join("report.html"), &html)?;
         ctx.info(page::verdict(&study.comparison));
@@ -159,6 +168,8 @@ fn read(params: &Params, inputs: &Inputs) -> Result<Study, Failure> {
         curves: inputs.many("curves").iter().map(curve).collect::<Result<_, _>>()?,
         quality: inputs.many("quality").iter().map(quality).collect::<Result<_, _>>()?,
         pairs: inputs.optional("pairs").map(read_pairs).transpose()?,
+        benchmarks: inputs.optional("benchmarks").map(Table::read).transpose()?,
+        judgement: inputs.optional("judgement").map(Judgement::read).transpose()?,
         samples: samples(params, inputs)?,
         inputs: provenance,
     })
@@ -227,18 +238,6 @@ fn samples(params: &Params, inputs: &Inputs) -> Result<Vec<Sample>, Failure> {
         samples.push(Sample { seed, synthesis: cut(&document.text) });
     }
     Ok(samples)
-}
-
-fn curves_csv(curves: &[Curve]) -> String {
-    let mut out = "arm,tokens,loss,heldout_loss\n".to_owned();
-    for curve in curves {
-        for (tokens, loss, heldout) in &curve.points {
-            let heldout = heldout.map(|loss| loss.to_string()).unwrap_or_default();
-            writeln!(out, "{},{tokens},{loss},{heldout}", csv_field(&curve.arm))
-                .expect("strings take text");
-        }
-    }
-    out
 }
 
 /// The first number of tokens from which on the treatment's held-out loss stays below the baseline's,

@@ -1,6 +1,12 @@
 //! Intervals and tests for rates and for differences of paired items.
 
+mod corrections;
+mod student;
+
 use kernels::philox::Philox;
+
+pub use corrections::{benjamini_hochberg, holm};
+pub use student::{t_interval, t_quantile_975};
 
 /// Two-sided 95 % quantile of the normal distribution.
 const Z_95: f64 = 1.959_963_984_540_054;
@@ -115,6 +121,24 @@ mod tests {
         let sorted: Vec<f64> = golden["sorted"].as_array().unwrap().iter().map(number).collect();
         for case in golden["quantiles"].as_array().unwrap() {
             assert!((quantile(&sorted, number(&case["q"])) - number(&case["value"])).abs() < 1e-12);
+        }
+        for case in golden["corrections"].as_array().unwrap() {
+            let list = |name: &str| -> Vec<f64> {
+                case[name].as_array().unwrap().iter().map(number).collect()
+            };
+            let p = list("p");
+            for (found, expected) in
+                [(holm(&p), list("holm")), (benjamini_hochberg(&p), list("fdr"))]
+            {
+                let near = found.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-12);
+                assert!(near, "{case} {found:?}");
+            }
+        }
+        for case in golden["t"].as_array().unwrap() {
+            let values: Vec<f64> = case["values"].as_array().unwrap().iter().map(number).collect();
+            let (_, low, high) = t_interval(&values);
+            assert!((low - number(&case["low"])).abs() < 1e-9, "{case} {low}");
+            assert!((high - number(&case["high"])).abs() < 1e-9, "{case} {high}");
         }
         // The bootstrap of a mean, against the interval that scipy gives with its own resamples.
         let items = vec![sorted.iter().map(|&x| (x, 1.0)).collect::<Vec<_>>()];

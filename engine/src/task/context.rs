@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use serde::{Deserialize, Serialize};
 
 use super::Failure;
-pub use crate::checkpoint::Checkpoint;
 use crate::checkpoint::CheckpointStore;
+pub use crate::checkpoint::{Checkpoint, Journal};
 use crate::digest::Digest;
 use crate::item::{Item, ItemContext, ItemParts, ItemResults, Team};
 
@@ -291,6 +291,14 @@ impl Context {
     /// When it cannot be created.
     pub fn checkpoint_dir(&self) -> io::Result<PathBuf> {
         self.parts.checkpoints.own_dir()
+    }
+
+    /// The lines that this node's key has in its journal, and the journal to add to.
+    ///
+    /// # Errors
+    /// When it cannot be read or opened.
+    pub fn open_journal(&self) -> io::Result<(Vec<String>, Journal)> {
+        self.parts.checkpoints.journal()
     }
 
     /// Reports that `done` of `total` units are finished (`total` 0 when unknown).

@@ -71,6 +71,12 @@ pub trait Driver {
     /// The next request; nothing when there is none, now and later.
     fn next(&mut self) -> Option<Request>;
 
+    /// Whether a text is complete with these ids, though its end was not generated.
+    fn is_complete(&self, ids: &[u32]) -> bool {
+        let _ = ids;
+        false
+    }
+
     /// Takes a finished text. Texts finish in no particular order.
     ///
     /// # Errors
@@ -256,14 +262,15 @@ impl Batch<'_> {
             ))
         })?;
         let ended = chosen == self.settings.eos;
-        if ended || ids.len() >= request.n_tokens_max {
+        let complete = ended || driver.is_complete(ids);
+        if complete || ids.len() >= request.n_tokens_max {
             let mut slot = self.slots.swap_remove(slot);
             decoder.cache().release(slot.sequence);
             if ended {
                 slot.ids.pop();
             }
             let (index, ids) = (slot.request.index, slot.ids);
-            driver.finished(Completion { index, ids, truncated: !ended })?;
+            driver.finished(Completion { index, ids, truncated: !complete })?;
         }
         Ok(())
     }

@@ -93,7 +93,7 @@ pub(super) fn lines(
     let x = Scale::over(all.clone().map(|point| point.0), 62.0, WIDTH - 20.0);
     let y = Scale::over(all.map(|point| point.1), bottom, top);
     let mut svg = open(bottom + 48.0, &format!("{y_name} over {x_name}"));
-    for (i, series) in series.iter().enumerate() {
+    for (i, series) in series.iter().enumerate().filter(|(_, series)| !series.name.is_empty()) {
         let (left, line) = (62.0 + (i % 4) as f64 * 162.0, 16.0 + (i / 4) as f64 * 20.0);
         let name = escape(&series.name);
         let _ = write!(
@@ -139,12 +139,14 @@ pub(super) fn lines(
     if let Some((px, py, label)) = mark {
         let (px, py) = (x.at(px), y.at(py));
         let (anchor, shift) = if px > WIDTH * 0.6 { ("end", -9.0) } else { ("start", 9.0) };
+        // The label stands at the axis, away from the curves, and what crosses it is blanked.
         let _ = write!(
             svg,
-            "<circle class=\"mark\" cx=\"{px:.1}\" cy=\"{py:.1}\" r=\"4.5\"/><text x=\"{:.1}\" \
-             y=\"{:.1}\" text-anchor=\"{anchor}\">{}</text>",
+            "<path class=\"drop\" d=\"M{px:.1} {py:.1}V{bottom}\"/><circle class=\"mark\" \
+             cx=\"{px:.1}\" cy=\"{py:.1}\" r=\"4.5\"/><text class=\"label\" x=\"{:.1}\" y=\"{:.1}\" \
+             text-anchor=\"{anchor}\">{}</text>",
             px + shift,
-            py - 9.0,
+            bottom - 8.0,
             escape(&label)
         );
     }

@@ -5,24 +5,15 @@ use std::fmt::Write as _;
 use serde_json::Value;
 
 use super::chart::{self, Row, Series};
-use super::{Study, crossing, escape, look};
+use super::{Study, crossing, escape, figures, look, tables};
 use crate::compare::{Arm, Comparison, Estimate, Role};
-use crate::measure_quality::{Quality, Rate};
-
-/// Table 2 of the paper, in per cent: name, 200B, 1T, real. By a language model's judgement, except
-/// duplicates.
-const PAPER_TABLE_2: [(&str, f64, f64, Option<f64>); 4] = [
-    ("repetition", 4.3, 3.9, Some(1.8)),
-    ("duplicate", 0.8, 0.8, Some(0.7)),
-    ("pair copying", 0.1, 0.9, None),
-    ("irrelevance", 25.6, 7.8, None),
-];
 
 /// The charts of a study; empty where there is nothing to draw.
 pub(super) struct Charts {
     arms: String,
     curves: String,
     pairs: String,
+    mixture: String,
     crossing: Option<(f64, f64)>,
 }
 
@@ -70,17 +61,41 @@ impl Charts {
                 chart::lines(&series, axes, mark)
             },
             pairs: bins.map(|bins| chart::bars(&bins, "similarity")).unwrap_or_default(),
+            mixture: mixture(study),
             crossing,
         }
     }
 
     /// File names with their content.
     pub(super) fn files(&self) -> impl Iterator<Item = (&'static str, &str)> {
-        [("arms.svg", &self.arms), ("curves.svg", &self.curves), ("pairs.svg", &self.pairs)]
-            .into_iter()
-            .filter(|(_, svg)| !svg.is_empty())
-            .map(|(name, svg)| (name, svg.as_str()))
+        let files = [
+            ("arms.svg", &self.arms),
+            ("curves.svg", &self.curves),
+            ("pairs.svg", &self.pairs),
+            ("mixture.svg", &self.mixture),
+        ];
+        files.into_iter().filter(|(_, svg)| !svg.is_empty()).map(|(name, svg)| (name, svg.as_str()))
     }
+}
+
+/// Loss over the share of synthetic text; empty unless the arms are a sweep of it.
+fn mixture(study: &Study) -> String {
+    let points = figures::mixture(study);
+    if points.is_empty() {
+        return String::new();
+    }
+    let series = |name: &str, color: &str, dash, at: usize| Series {
+        name: name.to_owned(),
+        color: color.to_owned(),
+        dash,
+        points: points.iter().map(|point| (100.0 * point.share, point.loss[at])).collect(),
+    };
+    let all = [
+        series("loss", "--treatment", "", 0),
+        series("95 % interval", "--soft", "2 3", 1),
+        series("", "--soft", "2 3", 2),
+    ];
+    chart::lines(&all, ("per cent of the tokens synthetic", "held-out loss, nats per token"), None)
 }
 
 /// What the numbers say, in one sentence.
@@ -146,13 +161,13 @@ fn against(subject: &str, difference: Estimate, other: &str) -> String {
 }
 
 /// Fixed decimals with a true minus sign.
-fn number(x: f64, decimals: usize) -> String {
+pub(super) fn number(x: f64, decimals: usize) -> String {
     let text = format!("{x:.decimals$}");
     let negative_zero = text.starts_with('-') && text.chars().all(|c| "-0.".contains(c));
     if negative_zero { text[1..].to_owned() } else { text.replace('-', "\u{2212}") }
 }
 
-fn with_interval(estimate: Estimate, decimals: usize) -> String {
+pub(super) fn with_interval(estimate: Estimate, decimals: usize) -> String {
     let [value, low, high] =
         [estimate.value, estimate.low, estimate.high].map(|x| number(x, decimals));
     format!("{value}<small>{low} to {high}</small>")
@@ -173,10 +188,12 @@ pub(super) fn html(study: &Study, charts: &Charts) -> String {
     );
     arms(&mut out, study, charts);
     curves(&mut out, charts);
+    mixture_figure(&mut out, charts);
+    tables::benchmarks(&mut out, study);
     pairs(&mut out, study, charts);
-    quality(&mut out, study);
-    samples(&mut out, study);
-    provenance(&mut out, study);
+    tables::quality(&mut out, study);
+    tables::samples(&mut out, study);
+    tables::provenance(&mut out, study);
     out.push_str("</main>\n</body>\n</html>\n");
     out
 }
@@ -189,7 +206,7 @@ fn figure(out: &mut String, label: &str, svg: &str, caption: &str) {
     );
 }
 
-fn open_table(out: &mut String, label: &str, head: &[&str]) {
+pub(super) fn open_table(out: &mut String, label: &str, head: &[&str]) {
     let _ = write!(
         out,
         "<div class=\"scroll\" tabindex=\"0\" role=\"region\" aria-label=\"{label}\"><table><thead><tr>"
@@ -200,7 +217,7 @@ fn open_table(out: &mut String, label: &str, head: &[&str]) {
     out.push_str("</tr></thead><tbody>\n");
 }
 
-fn row(out: &mut String, class: &str, cells: &[String]) {
+pub(super) fn row(out: &mut String, class: &str, cells: &[String]) {
     let _ = write!(out, "<tr class=\"{class}\">");
     for cell in cells {
         let _ = write!(out, "<td>{cell}</td>");
@@ -208,7 +225,7 @@ fn row(out: &mut String, class: &str, cells: &[String]) {
     out.push_str("</tr>\n");
 }
 
-const CLOSE_TABLE: &str = "</tbody></table></div>\n";
+pub(super) const CLOSE_TABLE: &str = "</tbody></table></div>\n";
 
 fn arms(out: &mut String, study: &Study, charts: &Charts) {
     let comparison = &study.comparison;
@@ -229,10 +246,6 @@ fn arms(out: &mut String, study: &Study, charts: &Charts) {
         "minus baseline",
         "documents better : worse",
         "oracle\u{2019}s gain closed",
-        "tokens",
-        "unique real",
-        "real repeats",
-        "synthetic",
     ];
     open_table(out, "Arms", &head);
     for arm in &comparison.arms {
@@ -245,6 +258,7 @@ fn arms(out: &mut String, study: &Study, charts: &Charts) {
         &charts.arms,
         "Left of the line is better than the baseline.",
     );
+    diets(out, comparison);
     if !comparison.contrasts.is_empty() {
         out.push_str("<h2>Against the controls</h2>\n");
         open_table(
@@ -261,9 +275,6 @@ fn arms(out: &mut String, study: &Study, charts: &Charts) {
 
 fn arm_row(out: &mut String, comparison: &Comparison, arm: &Arm) {
     let dash = || "\u{2013}".to_owned();
-    let books = &arm.books;
-    let count = |value: &Value| value.as_f64().map_or_else(dash, chart::short);
-    let real = &books["sources"][0];
     let percent = |estimate: Estimate| {
         let scaled = Estimate {
             value: estimate.value * 100.0,
@@ -273,15 +284,11 @@ fn arm_row(out: &mut String, comparison: &Comparison, arm: &Arm) {
         with_interval(scaled, 0).replace("<small>", " %<small>")
     };
     let class = if arm.role == Role::Treatment { "treatment" } else { "" };
-    let key = look(comparison, &arm.name).0;
     row(
         out,
         class,
         &[
-            format!(
-                "<span class=\"key\" style=\"background:var({key})\"></span>{}",
-                escape(&arm.name)
-            ),
+            arm_name(comparison, arm),
             with_interval(arm.mean_nll, 4),
             with_interval(arm.perplexity, 2),
             with_interval(arm.bits_per_byte, 4),
@@ -297,17 +304,40 @@ fn arm_row(out: &mut String, comparison: &Comparison, arm: &Arm) {
                 )
             },
             arm.gap_closed.map_or_else(dash, percent),
-            count(&books["budget_tokens"]),
-            count(&real["available_tokens"]),
-            real["repetitions"].as_f64().map_or_else(dash, |n| format!("{}\u{d7}", number(n, 2))),
-            books["synthetic_share"]
-                .as_f64()
-                .map_or_else(dash, |s| format!("{} %", number(s * 100.0, 1))),
         ],
     );
 }
 
-fn p_value(p: f64) -> String {
+/// An arm's name behind a dot of its colour.
+fn arm_name(comparison: &Comparison, arm: &Arm) -> String {
+    let key = look(comparison, &arm.name).0;
+    format!("<span class=\"key\" style=\"background:var({key})\"></span>{}", escape(&arm.name))
+}
+
+/// What each arm was trained on.
+fn diets(out: &mut String, comparison: &Comparison) {
+    out.push_str("<h2>What each arm saw</h2>\n");
+    let head = ["arm", "tokens", "unique real", "real repeats", "synthetic"];
+    open_table(out, "What each arm saw", &head);
+    let dash = || "\u{2013}".to_owned();
+    for arm in &comparison.arms {
+        let (books, real) = (&arm.books, &arm.books["sources"][0]);
+        let count = |value: &Value| value.as_f64().map_or_else(dash, chart::short);
+        let repeats = real["repetitions"].as_f64();
+        let share = books["synthetic_share"].as_f64();
+        let cells = [
+            arm_name(comparison, arm),
+            count(&books["budget_tokens"]),
+            count(&real["available_tokens"]),
+            repeats.map_or_else(dash, |n| format!("{}\u{d7}", number(n, 2))),
+            share.map_or_else(dash, |share| format!("{} %", number(share * 100.0, 1))),
+        ];
+        row(out, "", &cells);
+    }
+    out.push_str(CLOSE_TABLE);
+}
+
+pub(super) fn p_value(p: f64) -> String {
     if p < 0.001 { "&lt; 0.001".to_owned() } else { number(p, 3) }
 }
 
@@ -327,6 +357,16 @@ fn curves(out: &mut String, charts: &Charts) {
     figure(out, "Loss while training", &charts.curves, &caption);
 }
 
+fn mixture_figure(out: &mut String, charts: &Charts) {
+    if charts.mixture.is_empty() {
+        return;
+    }
+    out.push_str("<h2>Share of synthetic text</h2>\n");
+    let caption =
+        "The same budget and real documents in every arm; the rest is real text, repeated.";
+    figure(out, "Loss by share of synthetic text", &charts.mixture, caption);
+}
+
 fn pairs(out: &mut String, study: &Study, charts: &Charts) {
     let Some(pairs) = &study.pairs else { return };
     let _ = writeln!(
@@ -341,105 +381,4 @@ fn pairs(out: &mut String, study: &Study, charts: &Charts) {
     let several: u64 = pairs.multiplicity.iter().skip(2).sum();
     let caption = format!("{several} documents are the seed of more than one pair.");
     figure(out, "Pairs by similarity", &charts.pairs, &caption);
-}
-
-fn rate(rate: &Rate) -> String {
-    if rate.n == 0 {
-        return "\u{2013}".to_owned();
-    }
-    let [value, low, high] = [rate.rate, rate.low, rate.high].map(|x| number(x * 100.0, 1));
-    format!("{value} %<small>{low} to {high}, n = {}</small>", rate.n)
-}
-
-/// A row of the quality table: name, how a corpus' cell is made, the real documents' cell.
-type Measure = (&'static str, Box<dyn Fn(&Quality) -> String>, String);
-
-fn quality(out: &mut String, study: &Study) {
-    if study.quality.is_empty() {
-        return;
-    }
-    out.push_str(
-        "<h2>Synthetic text</h2><p class=\"note\">Shares of documents by rules, with 95 % intervals. The \
-         paper\u{2019}s figures are beside them for orientation: a language model judged them, on another \
-         scale of model and data.</p>\n",
-    );
-    let names: Vec<String> = study.quality.iter().map(|(name, _)| escape(name)).collect();
-    let mut head = vec!["measure"];
-    head.extend(names.iter().map(String::as_str));
-    head.extend(["real", "paper 200B", "paper 1T", "paper real"]);
-    open_table(out, "Quality of synthetic text", &head);
-    let first = &study.quality[0].1;
-    let complement = |r: &Rate| Rate {
-        rate: 1.0 - r.rate,
-        low: 1.0 - r.high,
-        high: 1.0 - r.low,
-        k: r.n - r.k,
-        n: r.n,
-    };
-    let dash = "\u{2013}".to_owned();
-    let measures: [Measure; 6] = [
-        ("repetition", Box::new(|q| rate(&q.repetition)), rate(&first.repetition_real)),
-        ("duplicate", Box::new(|q| rate(&q.duplicate)), rate(&first.duplicate_real)),
-        ("pair copying", Box::new(|q| rate(&q.pair_copying)), dash.clone()),
-        ("regurgitation", Box::new(|q| rate(&q.regurgitation)), dash.clone()),
-        (
-            "irrelevance",
-            Box::new(move |q| {
-                if q.relevance.n == 0 {
-                    rate(&q.relevance)
-                } else {
-                    rate(&complement(&q.relevance))
-                }
-            }),
-            dash.clone(),
-        ),
-        (
-            "own seed beats a random one",
-            Box::new(|q| {
-                q.win_rate.map_or("\u{2013}".to_owned(), |w| format!("{} %", number(w * 100.0, 1)))
-            }),
-            dash.clone(),
-        ),
-    ];
-    for (name, of, real) in measures {
-        let mut cells = vec![name.to_owned()];
-        cells.extend(study.quality.iter().map(|(_, quality)| of(quality)));
-        cells.push(real);
-        let paper = PAPER_TABLE_2.iter().find(|row| row.0 == name);
-        let percent = |x: Option<f64>| x.map_or(dash.clone(), |x| format!("{} %", number(x, 1)));
-        cells.extend([
-            percent(paper.map(|row| row.1)),
-            percent(paper.map(|row| row.2)),
-            percent(paper.and_then(|row| row.3)),
-        ]);
-        row(out, "", &cells);
-    }
-    out.push_str(CLOSE_TABLE);
-}
-
-fn samples(out: &mut String, study: &Study) {
-    if study.samples.is_empty() {
-        return;
-    }
-    out.push_str("<h2>Samples</h2><p class=\"note\">Drawn at random, not picked.</p>\n");
-    for sample in &study.samples {
-        let seed = sample.seed.as_deref().map_or("(written without a seed)".to_owned(), escape);
-        let _ = writeln!(
-            out,
-            "<div class=\"sample\"><div><h3>Seed document</h3><pre>{seed}</pre></div>\
-             <div><h3>Synthesis</h3><pre>{}</pre></div></div>",
-            escape(&sample.synthesis)
-        );
-    }
-}
-
-fn provenance(out: &mut String, study: &Study) {
-    out.push_str("<h2>Provenance</h2>\n");
-    open_table(out, "Provenance", &["input", "made by", "digest"]);
-    for (port, input) in &study.inputs {
-        let made_by = format!("<code>{}</code>", escape(&format!("{}.{}", input.node, input.port)));
-        let digest = format!("<code>{}</code>", input.digest.short());
-        row(out, "", &[escape(port), made_by, digest]);
-    }
-    out.push_str(CLOSE_TABLE);
 }

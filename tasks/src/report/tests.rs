@@ -90,6 +90,7 @@ fn the_page_is_whole_and_loads_nothing() {
     for expected in [
         "<h1>A &lt;study&gt;</h1>",
         "<h2>Arms",
+        "<h2>What each arm saw",
         "<h2>Training",
         "<h2>Pairs",
         "<h2>Synthetic text",
@@ -107,7 +108,15 @@ fn the_page_is_whole_and_loads_nothing() {
             html.matches(&format!("<{tag}>")).count() + html.matches(&format!("<{tag} ")).count();
         assert_eq!(opened, html.matches(&format!("</{tag}>")).count(), "{tag}");
     }
-    for file in ["arms.svg", "curves.svg", "pairs.svg", "curves.csv"] {
+    for file in [
+        "arms.svg",
+        "curves.svg",
+        "pairs.svg",
+        "curves.csv",
+        "pairs.csv",
+        "quality.csv",
+        "figures.json",
+    ] {
         assert!(std::fs::metadata(out.join(file)).unwrap().len() > 100, "{file}");
     }
     if let Some(copy) = std::env::var_os("SBP_REPORT_COPY") {
@@ -156,4 +165,85 @@ fn crossing_is_interpolated() {
     assert!((tokens - 15.0).abs() < 1e-9 && (loss - 2.5).abs() < 1e-9);
     assert!(crossing(&baseline, &curve([5.0, 3.5, 1.5, 2.5])).is_none());
     assert!(crossing(&baseline, &curve([3.0, 2.0, 1.0, 1.0])).is_none());
+}
+
+#[test]
+fn benchmarks_and_a_judges_answers_are_shown() {
+    let dir = tempfile::tempdir().unwrap();
+    let estimate = |value: f64| json!({"value": value, "low": value - 1.0, "high": value + 1.0});
+    let cell = |value: f64, difference: Option<f64>| {
+        json!({
+            "value": estimate(value), "difference": difference.map(estimate),
+            "discordant": difference.map(|_| [9, 3]), "p": difference.map(|_| 0.146),
+            "p_holm": null, "p_fdr": difference.map(|_| 0.146), "seeds": null,
+        })
+    };
+    let line = |name: &str| {
+        json!({
+            "name": name, "measure": "acc", "higher_is_better": true, "n_items": 200,
+            "cells": [cell(40.0, None), cell(42.5, Some(2.5))],
+        })
+    };
+    let table = json!({
+        "version": 1, "baseline": "base", "n_resamples": 100, "arms": ["base", "<sbp>"],
+        "lines": [line("sciq")], "average": line("average"),
+        "fraction_of_oracle": {"<sbp>": estimate(0.5)},
+    });
+    let rate = json!({"rate": 0.123, "low": 0.1, "high": 0.15, "k": 123, "n": 1000});
+    let rates = json!({"prompt": "p", "bad": rate, "undefined": null, "unparsed": rate});
+    let judgement = json!({
+        "version": 1, "model": "a <judge>", "measures": {"factuality": rates}, "domains": [],
+        "categories": [], "relations": [], "spent": {"answers": 1000, "tokens": 5},
+    });
+    let write = |name: &str, file: &str, value: &Value| {
+        let folder = dir.path().join(name);
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::write(folder.join(file), value.to_string()).unwrap();
+        folder
+    };
+    let bench = bench(dir.path())
+        .input("benchmarks", &write("table", "benchmarks.json", &table))
+        .input("judgement", &write("judgement", "judgement.json", &judgement));
+    bench.run::<Report>(&json!({})).unwrap();
+    let html = std::fs::read_to_string(bench.out("report").join("report.html")).unwrap();
+    for expected in [
+        "<h2>Benchmarks",
+        "+2.50 (1.50 to 3.50)",
+        "p = 0.146",
+        // The paper's SciQ and average.
+        "90.50<small>+1.00, +2.40",
+        "47.66<small>+2.32, +5.54",
+        "&lt;sbp&gt; 50.0 %",
+        "errors of fact<small>judged by a &lt;judge&gt;",
+        "12.3 %<small>10.0 to 15.0, n = 1000",
+    ] {
+        assert!(html.contains(expected), "{expected}");
+    }
+    let figures = std::fs::read(bench.out("report").join("figures.json")).unwrap();
+    let figures: Value = serde_json::from_slice(&figures).unwrap();
+    assert_eq!(figures["benchmarks"]["lines"][0]["name"], "sciq");
+    assert_eq!(figures["judgement"]["model"], "a <judge>");
+    if let Some(copy) = std::env::var_os("SBP_REPORT_COPY_BENCHMARKS") {
+        std::fs::copy(bench.out("report").join("report.html"), copy).unwrap();
+    }
+}
+
+/// Arms of different shares over the same documents are a sweep; arms of one share are not.
+#[test]
+fn sweeps_are_told_from_other_studies() {
+    let dir = tempfile::tempdir().unwrap();
+    let bench = bench(dir.path());
+    let params: Params = serde_json::from_value(json!({})).unwrap();
+    let inputs = Inputs::new(bench.inputs.clone());
+    let mut study = read(&params, &inputs).unwrap();
+    assert!(figures::mixture(&study).is_empty());
+    for (i, arm) in study.comparison.arms.iter_mut().enumerate() {
+        arm.books =
+            json!({"synthetic_share": 0.5 - 0.1 * i as f64, "sources": [{"available_tokens": 9}]});
+    }
+    let points = figures::mixture(&study);
+    assert_eq!(points.len(), ARMS.len());
+    assert!(points[0].share < points[4].share && points[4].arm == "base");
+    let html = page::html(&study, &page::Charts::of(&study));
+    assert!(html.contains("<h2>Share of synthetic text"));
 }
