@@ -11,11 +11,12 @@
 //
 // Needs      t > 0; head_dim 64 or 128 (one kernel each); n_heads a multiple of n_kv_heads; scale > 0.
 //            Checked in attention/cuda.rs, not here.
-// Launch     forward, _q: grid = (t / 64, rounded up; n_heads); _kv: grid = (t / 64, rounded up;
-//            n_kv_heads); block = (128); _delta: grid = (t), block = (128). Shared memory: five tiles of
-//            64 x head_dim bf16, for _kv six and 512 floats. sm_80 or newer.
-// Moves      forward: a head's queries and outputs once, keys and values once per 64 queries that can see
-//            them, mostly from L2; 4 * head_dim FLOP per pair seen. Compute-bound. backward: 14.
+// Launch     forward: grid = (t / 128, rounded up; n_heads). _q: (t / 64; n_heads). _kv: (t / 64;
+//            n_kv_heads). block = (128). Shared memory in tiles of 64 x head_dim bf16: 6, 5, and for _kv
+//            six (head_dim 64) or four and 6 words a query. _delta: grid = (t), block = (128). sm_80 or
+//            newer.
+// Moves      forward: a head's queries and outputs once, keys and values once per 128 queries that can
+//            see them, mostly from L2; 4 * head_dim FLOP per pair seen. Compute-bound. backward: 14.
 // Numbers    Products of bf16 with f32 sums; probabilities are rounded to bf16 before they multiply;
 //            softmax in f32 with running maxima. Every output element is owned by one thread, and its
 //            sum runs over tiles in order: no atomics, two launches give the same bits.
@@ -82,62 +83,83 @@ __device__ __forceinline__ void load_b_transposed(u32 (&b)[4], const bf16* tile,
                              tile + place<DIM>(k + lane % 16, n + lane / 16 * 8));
 }
 
-// s[16, 8 BLOCKS] = a[16, DIM] * tile[8 BLOCKS, DIM]^T, the first operand from rows row.. of another tile.
-template <u32 DIM, u32 BLOCKS>
-__device__ __forceinline__ void scores(float (&s)[BLOCKS][4], const bf16* a_tile, u32 row,
+// s[16 M, 8 BLOCKS] = a[16 M, DIM] * tile[8 BLOCKS, DIM]^T, the first operand from rows row.. of
+// another tile. More rows a warp share each load of the second operand.
+template <u32 DIM, u32 M, u32 BLOCKS>
+__device__ __forceinline__ void scores(float (&s)[M][BLOCKS][4], const bf16* a_tile, u32 row,
                                        const bf16* b_tile) {
 #pragma unroll
-    for (u32 n = 0; n < BLOCKS; n++) {
+    for (u32 m = 0; m < M; m++) {
 #pragma unroll
-        for (u32 i = 0; i < 4; i++) {
-            s[n][i] = 0.0f;
+        for (u32 n = 0; n < BLOCKS; n++) {
+#pragma unroll
+            for (u32 i = 0; i < 4; i++) {
+                s[m][n][i] = 0.0f;
+            }
         }
     }
 #pragma unroll
     for (u32 k = 0; k < DIM; k += 16) {
-        u32 a[4];
-        load_a<DIM>(a, a_tile, row, k);
+        u32 a[M][4];
+#pragma unroll
+        for (u32 m = 0; m < M; m++) {
+            load_a<DIM>(a[m], a_tile, row + m * 16, k);
+        }
 #pragma unroll
         for (u32 n = 0; n < BLOCKS * 8; n += 16) {
             u32 b[4];
             load_b<DIM>(b, b_tile, n, k);
-            mma_bf16(s[n / 8], a, b[0], b[1]);
-            mma_bf16(s[n / 8 + 1], a, b[2], b[3]);
+#pragma unroll
+            for (u32 m = 0; m < M; m++) {
+                mma_bf16(s[m][n / 8], a[m], b[0], b[1]);
+                mma_bf16(s[m][n / 8 + 1], a[m], b[2], b[3]);
+            }
         }
     }
 }
 
-// sum[16, DIM] += p[16, 8 BLOCKS] * tile[8 BLOCKS, DIM], with p rounded to bf16.
-template <u32 DIM, u32 BLOCKS>
-__device__ __forceinline__ void add_product(float (&sum)[DIM / 8][4], const float (&p)[BLOCKS][4],
-                                            const bf16* tile) {
+// sum[16 M, DIM] += p[16 M, 8 BLOCKS] * tile[8 BLOCKS, DIM], with p rounded to bf16.
+template <u32 DIM, u32 M, u32 BLOCKS>
+__device__ __forceinline__ void add_product(float (&sum)[M][DIM / 8][4],
+                                            const float (&p)[M][BLOCKS][4], const bf16* tile) {
 #pragma unroll
     for (u32 k = 0; k < BLOCKS * 8; k += 16) {
-        // The layout of two neighbouring results is that of one first operand.
-        const u32 a[4] = {pack_bf16(p[k / 8][0], p[k / 8][1]), pack_bf16(p[k / 8][2], p[k / 8][3]),
-                          pack_bf16(p[k / 8 + 1][0], p[k / 8 + 1][1]),
-                          pack_bf16(p[k / 8 + 1][2], p[k / 8 + 1][3])};
+        u32 a[M][4];
+#pragma unroll
+        for (u32 m = 0; m < M; m++) {
+            // The layout of two neighbouring results is that of one first operand.
+            const float(&left)[4] = p[m][k / 8], (&right)[4] = p[m][k / 8 + 1];
+            a[m][0] = pack_bf16(left[0], left[1]);
+            a[m][1] = pack_bf16(left[2], left[3]);
+            a[m][2] = pack_bf16(right[0], right[1]);
+            a[m][3] = pack_bf16(right[2], right[3]);
+        }
 #pragma unroll
         for (u32 n = 0; n < DIM; n += 16) {
             u32 b[4];
             load_b_transposed<DIM>(b, tile, n, k);
-            mma_bf16(sum[n / 8], a, b[0], b[1]);
-            mma_bf16(sum[n / 8 + 1], a, b[2], b[3]);
+#pragma unroll
+            for (u32 m = 0; m < M; m++) {
+                mma_bf16(sum[m][n / 8], a[m], b[0], b[1]);
+                mma_bf16(sum[m][n / 8 + 1], a[m], b[2], b[3]);
+            }
         }
     }
 }
 
-// Writes a warp's [16, DIM] result times two factors a row, through its rows of a tile.
+// Writes a warp's [16, DIM] result times a factor for each half of its rows, through rows from.. of a
+// tile that only this warp uses.
 template <u32 DIM>
 __device__ __forceinline__ void store_rows(const float (&sum)[DIM / 8][4], const float (&by)[2],
-                                           bf16* tile, bf16* to, u32 stride, u32 first, u32 n_rows) {
-    const u32 warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
+                                           bf16* tile, u32 from, bf16* to, u32 stride, u32 first,
+                                           u32 n_rows) {
+    const u32 lane = threadIdx.x % WARP;
     __syncwarp();
 #pragma unroll
     for (u32 n = 0; n < DIM / 8; n++) {
 #pragma unroll
         for (u32 half = 0; half < 2; half++) {
-            const u32 row = warp * 16 + half * 8 + lane / 4;
+            const u32 row = from + half * 8 + lane / 4;
             const u32 pair = pack_bf16(sum[n][2 * half] * by[half], sum[n][2 * half + 1] * by[half]);
             *reinterpret_cast<u32*>(tile + place<DIM>(row, n * 8) + lane % 4 * 2) = pair;
         }
@@ -146,7 +168,7 @@ __device__ __forceinline__ void store_rows(const float (&sum)[DIM / 8][4], const
     constexpr u32 PIECES = DIM / 8;
 #pragma unroll
     for (u32 i = lane; i < 16 * PIECES; i += WARP) {
-        const u32 row = warp * 16 + i / PIECES, column = i % PIECES * 8;
+        const u32 row = from + i / PIECES, column = i % PIECES * 8;
         if (first + row < n_rows) {
             *reinterpret_cast<uint4*>(to + size_t(first + row) * stride + column) =
                 *reinterpret_cast<const uint4*>(tile + place<DIM>(row, column));
@@ -164,39 +186,99 @@ __device__ __forceinline__ float quad_sum(float x) {
     return x + __shfl_xor_sync(ALL_LANES, x, 2);
 }
 
+// Scores of keys that a row does not see become -inf. `row` is the lane's first of two.
+// Where documents start is read here, in the few tiles that need it, to keep registers.
+template <u32 BLOCKS>
+__device__ __forceinline__ void mask(float (&s)[BLOCKS][4], u32 first_key, u32 row,
+                                     const u32* starts, u32 n_rows) {
+    const u32 lane = threadIdx.x % WARP;
+    const u32 row_start[2] = {row < n_rows ? starts[row] : 0xffffffffu,
+                              row + 8 < n_rows ? starts[row + 8] : 0xffffffffu};
+#pragma unroll
+    for (u32 n = 0; n < BLOCKS; n++) {
+#pragma unroll
+        for (u32 i = 0; i < 4; i++) {
+            const u32 key = first_key + n * 8 + lane % 4 * 2 + i % 2;
+            const bool seen = key <= row + i / 2 * 8 && key >= row_start[i / 2];
+            s[n][i] = seen ? s[n][i] : -INFINITY;
+        }
+    }
+}
+
+// Turns scores into weights relative to the highest score so far, and what was summed before with
+// them.
+template <u32 DIM, u32 BLOCKS>
+__device__ __forceinline__ void soften(float (&s)[BLOCKS][4], float (&sum)[DIM / 8][4],
+                                       float (&highest)[2], float (&mass)[2], float scale_log2) {
+    float rescale[2];
+#pragma unroll
+    for (u32 half = 0; half < 2; half++) {
+        float top = highest[half];
+#pragma unroll
+        for (u32 n = 0; n < BLOCKS; n++) {
+            top = fmaxf(top, fmaxf(s[n][2 * half], s[n][2 * half + 1]));
+        }
+        top = quad_max(top);
+        // A row that has seen no key yet stays at zero mass.
+        const float base = top == -INFINITY ? 0.0f : top * scale_log2;
+        rescale[half] = exp2_fast(highest[half] * scale_log2 - base);
+        highest[half] = top;
+        float added = 0.0f;
+#pragma unroll
+        for (u32 n = 0; n < BLOCKS; n++) {
+#pragma unroll
+            for (u32 i = 2 * half; i < 2 * half + 2; i++) {
+                s[n][i] = exp2_fast(fmaf(s[n][i], scale_log2, -base));
+                added += s[n][i];
+            }
+        }
+        mass[half] = fmaf(mass[half], rescale[half], added);
+    }
+#pragma unroll
+    for (u32 n = 0; n < DIM / 8; n++) {
+#pragma unroll
+        for (u32 i = 0; i < 4; i++) {
+            sum[n][i] *= rescale[i / 2];
+        }
+    }
+}
+
 template <u32 DIM>
 __device__ __forceinline__ void forward(const bf16* qkv, const u32* starts, bf16* out, float* lse,
                                         int t, int n_heads, int n_kv_heads, float scale) {
+    // Queries of a block: two blocks of 16 a warp.
+    constexpr u32 M = 2, QUERIES = 2 * TILE;
+    // Keys whose scores are held at a time; more would not fit in the registers.
+    constexpr u32 KEYS = DIM == 64 ? TILE : TILE / 2;
     const Heads by = heads<DIM>(n_heads, n_kv_heads);
     const u32 n_rows = u32(t), head = blockIdx.y, kv_head = head / (by.n_heads / by.n_kv_heads);
     // The last tiles see most keys and go first, so that no block is left for the end.
-    const u32 first = (gridDim.x - 1 - blockIdx.x) * TILE;
+    const u32 first = (gridDim.x - 1 - blockIdx.x) * QUERIES;
     const bf16* keys = qkv + by.q_width + kv_head * DIM;
     const bf16* values = keys + by.n_kv_heads * DIM;
 
     bf16* q_tile = reinterpret_cast<bf16*>(shared);
-    bf16* k_tiles = q_tile + TILE * DIM;
+    bf16* k_tiles = q_tile + QUERIES * DIM;
     bf16* v_tiles = k_tiles + 2 * TILE * DIM;
 
-    const u32 last = min(first + TILE, n_rows) - 1;
+    const u32 last = min(first + QUERIES, n_rows) - 1;
     const u32 tile_start = starts[first] / TILE, tile_end = last / TILE + 1;
     const u32 last_start = starts[last];
-    load_tile<DIM>(q_tile, qkv + head * DIM, by.qkv_width, first, n_rows);
+    load_tile<DIM, QUERIES>(q_tile, qkv + head * DIM, by.qkv_width, first, n_rows);
     load_tile<DIM>(k_tiles, keys, by.qkv_width, tile_start * TILE, n_rows);
     copies_commit();
     load_tile<DIM>(v_tiles, values, by.qkv_width, tile_start * TILE, n_rows);
     copies_commit();
 
     const u32 warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
-    u32 row[2], row_start[2];
-#pragma unroll
-    for (u32 half = 0; half < 2; half++) {
-        row[half] = first + warp * 16 + half * 8 + lane / 4;
-        row_start[half] = row[half] < n_rows ? starts[row[half]] : 0xffffffffu;
-    }
+    const u32 warp_row = warp * 16 * M;
     const float scale_log2 = scale * LOG2_E;
-    float sum[DIM / 8][4] = {};
-    float highest[2] = {-INFINITY, -INFINITY}, mass[2] = {0.0f, 0.0f};
+    float sum[M][DIM / 8][4] = {};
+    float highest[M][2], mass[M][2] = {};
+#pragma unroll
+    for (u32 m = 0; m < M; m++) {
+        highest[m][0] = highest[m][1] = -INFINITY;
+    }
 
     for (u32 tile = tile_start; tile < tile_end; tile++) {
         const u32 stage = (tile - tile_start) % 2;
@@ -209,71 +291,48 @@ __device__ __forceinline__ void forward(const bf16* qkv, const u32* starts, bf16
                            n_rows);
         }
         copies_commit();
-        float s[TILE / 8][4];
-        scores<DIM>(s, q_tile, warp * 16, k_tiles + stage * TILE * DIM);
-        if (tile * TILE + TILE > first || tile * TILE < last_start) {
+        const bf16* k_tile = k_tiles + stage * TILE * DIM;
+        const bf16* v_tile = v_tiles + stage * TILE * DIM;
+        const bool masked = tile * TILE + TILE > first || tile * TILE < last_start;
+#pragma unroll 1
+        for (u32 part = 0; part < TILE; part += KEYS) {
+            float s[M][KEYS / 8][4];
+            scores<DIM>(s, q_tile, warp_row, k_tile + part * DIM);
 #pragma unroll
-            for (u32 n = 0; n < TILE / 8; n++) {
-#pragma unroll
-                for (u32 i = 0; i < 4; i++) {
-                    const u32 key = tile * TILE + n * 8 + lane % 4 * 2 + i % 2;
-                    const bool seen = key <= row[i / 2] && key >= row_start[i / 2];
-                    s[n][i] = seen ? s[n][i] : -INFINITY;
+            for (u32 m = 0; m < M; m++) {
+                const u32 row = first + warp_row + m * 16 + lane / 4;
+                if (masked) {
+                    mask(s[m], tile * TILE + part, row, starts, n_rows);
                 }
+                soften<DIM>(s[m], sum[m], highest[m], mass[m], scale_log2);
             }
+            if (part == 0) {
+                copies_wait<1>();
+                __syncthreads();
+                if (more) {
+                    load_tile<DIM>(v_tiles + (1 - stage) * TILE * DIM, values, by.qkv_width,
+                                   (tile + 1) * TILE, n_rows);
+                }
+                copies_commit();
+            }
+            add_product<DIM>(sum, s, v_tile + part * DIM);
         }
-        float rescale[2];
+    }
+#pragma unroll
+    for (u32 m = 0; m < M; m++) {
+        float by_mass[2];
 #pragma unroll
         for (u32 half = 0; half < 2; half++) {
-            float m = highest[half];
-#pragma unroll
-            for (u32 n = 0; n < TILE / 8; n++) {
-                m = fmaxf(m, fmaxf(s[n][2 * half], s[n][2 * half + 1]));
-            }
-            m = quad_max(m);
-            // A row that has seen no key yet stays at zero mass.
-            const float base = m == -INFINITY ? 0.0f : m * scale_log2;
-            rescale[half] = exp2_fast(highest[half] * scale_log2 - base);
-            highest[half] = m;
-            float added = 0.0f;
-#pragma unroll
-            for (u32 n = 0; n < TILE / 8; n++) {
-#pragma unroll
-                for (u32 i = 2 * half; i < 2 * half + 2; i++) {
-                    s[n][i] = exp2_fast(fmaf(s[n][i], scale_log2, -base));
-                    added += s[n][i];
-                }
-            }
-            mass[half] = fmaf(mass[half], rescale[half], added);
-        }
-#pragma unroll
-        for (u32 n = 0; n < DIM / 8; n++) {
-#pragma unroll
-            for (u32 i = 0; i < 4; i++) {
-                sum[n][i] *= rescale[i / 2];
+            const float total = quad_sum(mass[m][half]);
+            const u32 row = first + warp_row + m * 16 + half * 8 + lane / 4;
+            by_mass[half] = 1.0f / total;
+            if (lane % 4 == 0 && row < n_rows) {
+                lse[size_t(row) * by.n_heads + head] = highest[m][half] * scale + logf(total);
             }
         }
-        copies_wait<1>();
-        __syncthreads();
-        if (more) {
-            load_tile<DIM>(v_tiles + (1 - stage) * TILE * DIM, values, by.qkv_width,
-                           (tile + 1) * TILE, n_rows);
-        }
-        copies_commit();
-        add_product<DIM>(sum, s, v_tiles + stage * TILE * DIM);
+        const u32 from = warp_row + m * 16;
+        store_rows<DIM>(sum[m], by_mass, q_tile, from, out + head * DIM, by.q_width, first, n_rows);
     }
-    float by_mass[2];
-#pragma unroll
-    for (u32 half = 0; half < 2; half++) {
-        const float total = quad_sum(mass[half]);
-        by_mass[half] = 1.0f / total;
-        if (lane % 4 == 0 && row[half] < n_rows) {
-            lse[size_t(row[half]) * by.n_heads + head] =
-                highest[half] * scale + logf(total);
-        }
-    }
-    // Only this warp reads these rows of the query tile.
-    store_rows<DIM>(sum, by_mass, q_tile, out + head * DIM, by.q_width, first, n_rows);
 }
 
 template <u32 DIM>
@@ -311,7 +370,7 @@ __device__ __forceinline__ void backward_q(const bf16* d_out, const bf16* qkv, c
         row_delta[half] = real ? delta[at] : 0.0f;
     }
     const float scale_log2 = scale * LOG2_E;
-    float sum[DIM / 8][4] = {};
+    float sum[1][DIM / 8][4] = {};
 
     for (u32 tile = tile_start; tile < tile_end; tile++) {
         const u32 stage = (tile - tile_start) % 2;
@@ -321,7 +380,7 @@ __device__ __forceinline__ void backward_q(const bf16* d_out, const bf16* qkv, c
         copies_commit();
         copies_wait<1>();
         __syncthreads();
-        float s[TILE / 8][4], d_p[TILE / 8][4];
+        float s[1][TILE / 8][4], d_p[1][TILE / 8][4];
         scores<DIM>(s, q_tile, warp * 16, k_tile);
         copies_wait<0>();
         __syncthreads();
@@ -337,8 +396,8 @@ __device__ __forceinline__ void backward_q(const bf16* d_out, const bf16* qkv, c
             for (u32 i = 0; i < 4; i++) {
                 const u32 key = tile * TILE + n * 8 + lane % 4 * 2 + i % 2;
                 const bool seen = key <= row[i / 2] && key >= row_start[i / 2];
-                const float p = exp2_fast(fmaf(s[n][i], scale_log2, -row_lse[i / 2]));
-                s[n][i] = seen ? p * (d_p[n][i] - row_delta[i / 2]) : 0.0f;
+                const float p = exp2_fast(fmaf(s[0][n][i], scale_log2, -row_lse[i / 2]));
+                s[0][n][i] = seen ? p * (d_p[0][n][i] - row_delta[i / 2]) : 0.0f;
             }
         }
         add_product<DIM>(sum, s, k_tile);
@@ -346,7 +405,8 @@ __device__ __forceinline__ void backward_q(const bf16* d_out, const bf16* qkv, c
     }
     copies_wait<0>();
     const float factors[2] = {scale, scale};
-    store_rows<DIM>(sum, factors, q_tile, d_qkv + head * DIM, by.qkv_width, first, n_rows);
+    store_rows<DIM>(sum[0], factors, q_tile, warp * 16, d_qkv + head * DIM, by.qkv_width, first,
+                    n_rows);
 }
 
 // One block owns 64 keys and values of one key head and goes through all queries that see them. Rows
@@ -400,7 +460,7 @@ __device__ __forceinline__ void backward_kv(const bf16* d_out, const bf16* qkv, 
     const u32 warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
     const u32 key = first + warp * 16 + lane / 4;
     const float scale_log2 = scale * LOG2_E;
-    float d_k[DIM / 8][4] = {}, d_v[DIM / 8][4] = {};
+    float d_k[1][DIM / 8][4] = {}, d_v[1][DIM / 8][4] = {};
 
     for (u32 step = 0; step < group * n_tiles; step++) {
         const u32 stage = step % 2;
@@ -414,7 +474,7 @@ __device__ __forceinline__ void backward_kv(const bf16* d_out, const bf16* qkv, 
         const bf16* q_tile = q_tiles + stage * QUERIES * DIM;
         const bf16* d_tile = d_tiles + stage * QUERIES * DIM;
         const u32 query = (tile_start + step % n_tiles) * QUERIES;
-        float s[QUERIES / 8][4];
+        float s[1][QUERIES / 8][4];
         scores<DIM>(s, k_tile, warp * 16, q_tile);
 #pragma unroll
         for (u32 n = 0; n < QUERIES / 8; n++) {
@@ -422,19 +482,19 @@ __device__ __forceinline__ void backward_kv(const bf16* d_out, const bf16* qkv, 
             for (u32 i = 0; i < 4; i++) {
                 const u32 at = n * 8 + lane % 4 * 2 + i % 2, own = key + i / 2 * 8;
                 const bool seen = own <= query + at && own >= query_starts[stage * QUERIES + at];
-                const float p = exp2_fast(fmaf(s[n][i], scale_log2, -lses[stage * QUERIES + at]));
-                s[n][i] = seen ? p : 0.0f;
+                const float p = exp2_fast(fmaf(s[0][n][i], scale_log2, -lses[stage * QUERIES + at]));
+                s[0][n][i] = seen ? p : 0.0f;
             }
         }
         add_product<DIM>(d_v, s, d_tile);
-        float d_p[QUERIES / 8][4];
+        float d_p[1][QUERIES / 8][4];
         scores<DIM>(d_p, v_tile, warp * 16, d_tile);
 #pragma unroll
         for (u32 n = 0; n < QUERIES / 8; n++) {
 #pragma unroll
             for (u32 i = 0; i < 4; i++) {
                 const u32 at = n * 8 + lane % 4 * 2 + i % 2;
-                s[n][i] *= d_p[n][i] - deltas[stage * QUERIES + at];
+                s[0][n][i] *= d_p[0][n][i] - deltas[stage * QUERIES + at];
             }
         }
         add_product<DIM>(d_k, s, q_tile);
@@ -442,8 +502,8 @@ __device__ __forceinline__ void backward_kv(const bf16* d_out, const bf16* qkv, 
     copies_wait<0>();
     __syncthreads();
     const float by_scale[2] = {scale, scale}, by_one[2] = {1.0f, 1.0f};
-    store_rows<DIM>(d_k, by_scale, k_tile, d_qkv + k_at, by.qkv_width, first, n_rows);
-    store_rows<DIM>(d_v, by_one, v_tile, d_qkv + v_at, by.qkv_width, first, n_rows);
+    store_rows<DIM>(d_k[0], by_scale, k_tile, warp * 16, d_qkv + k_at, by.qkv_width, first, n_rows);
+    store_rows<DIM>(d_v[0], by_one, v_tile, warp * 16, d_qkv + v_at, by.qkv_width, first, n_rows);
 }
 
 extern "C" __global__ void __launch_bounds__(128)

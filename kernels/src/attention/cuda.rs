@@ -6,8 +6,10 @@ use super::{Heads, check_starts};
 use crate::cuda::launch::{Grid, In, Out, kernel};
 use crate::cuda::{Buffer, Device, Error, Source, blocks, int};
 
-/// Queries or keys of a block.
+/// Keys of a tile, and queries of a block of the backward pass.
 const TILE: usize = 64;
+/// Queries of a block of the forward pass.
+const QUERIES: usize = 128;
 const THREADS: u32 = 128;
 
 macro_rules! kernels_of {
@@ -21,7 +23,7 @@ macro_rules! kernels_of {
         }
 
         kernel! {
-            $q = $fq in "attention.cu", threads 128, shared forward_bytes($dim),
+            $q = $fq in "attention.cu", threads 128, shared q_bytes($dim),
             {
                 d_out: In<bf16>, qkv: In<bf16>, lse: In<f32>, delta: In<f32>, starts: In<u32>,
                 d_qkv: Out<bf16>, t: i32, n_heads: i32, n_kv_heads: i32, scale: f32,
@@ -71,9 +73,13 @@ pub static SOURCE: Source = Source {
     ],
 };
 
-/// Five tiles: queries, and two stages each of keys and values; or queries, the output's gradient,
-/// two stages of keys, and values.
+/// Queries, and two stages each of keys and values.
 const fn forward_bytes(head_dim: u32) -> u32 {
+    (QUERIES + 4 * TILE) as u32 * head_dim * 2
+}
+
+/// Queries, the output's gradient, two stages of keys, and values.
+const fn q_bytes(head_dim: u32) -> u32 {
     5 * TILE as u32 * head_dim * 2
 }
 
@@ -142,7 +148,7 @@ pub fn forward(
 ) -> Result<(), Error> {
     check(heads, documents, qkv.len(), out.len(), lse.len());
     let (t, [n_heads, n_kv_heads]) = (documents.n_tokens(), counts(heads));
-    let grid = grid(t, heads.n_heads, forward_bytes(heads.head_dim as u32));
+    let grid = grid([t, QUERIES], heads.n_heads, forward_bytes(heads.head_dim as u32));
     let (qkv, starts) = (qkv.input(), documents.starts.input());
     let (out, lse, scale) = (out.output(), lse.output(), scale(heads));
     let t = int(t);
@@ -200,8 +206,8 @@ pub fn backward(
     // SAFETY: Block `i` reads row `i` of both and writes row `i` of `delta`.
     unsafe { dots.launch(device, Grid::row(blocks(t), THREADS)) }?;
 
-    let q_grid = grid(t, heads.n_heads, forward_bytes(heads.head_dim as u32));
-    let kv_grid = grid(t, heads.n_kv_heads, kv_bytes(heads.head_dim as u32));
+    let q_grid = grid([t, TILE], heads.n_heads, q_bytes(heads.head_dim as u32));
+    let kv_grid = grid([t, TILE], heads.n_kv_heads, kv_bytes(heads.head_dim as u32));
     let (starts, ends) = (documents.starts.input(), documents.ends.input());
     let (d_out, qkv, lse) = (d_out.input(), qkv.input(), lse.input());
     let (delta, d_qkv, scale, t) = (delta.input(), d_qkv.output(), scale(heads), int(t));
@@ -223,8 +229,8 @@ pub fn backward(
     }
 }
 
-fn grid(n_tokens: usize, n_heads: usize, shared_bytes: u32) -> Grid {
-    let blocks = [blocks(n_tokens.div_ceil(TILE)), blocks(n_heads), 1];
+fn grid([n_tokens, rows]: [usize; 2], n_heads: usize, shared_bytes: u32) -> Grid {
+    let blocks = [blocks(n_tokens.div_ceil(rows)), blocks(n_heads), 1];
     Grid { blocks, threads: THREADS, shared_bytes }
 }
 

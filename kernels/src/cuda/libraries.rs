@@ -150,7 +150,13 @@ fn site_packages(files: &dyn Files, home: Option<&Path>) -> Vec<PathBuf> {
         .map(PathBuf::from)
         .collect();
     prefixes.extend(home.map(|home| home.join(".local")));
-    prefixes.extend(["/usr/local", "/usr", "/opt/conda", "/opt/venv"].map(PathBuf::from));
+    prefixes.extend(["/usr/local", "/usr"].map(PathBuf::from));
+    // Interpreters of their own: pyenv's, and what images put under `/opt`.
+    let versions = home.map(|home| home.join(".pyenv/versions"));
+    for parent in versions.into_iter().chain([PathBuf::from("/opt")]) {
+        let names = files.names(&parent).into_iter().rev();
+        prefixes.extend(names.map(|name| parent.join(name)));
+    }
     let mut found = Vec::new();
     for prefix in prefixes {
         let lib = prefix.join("lib");

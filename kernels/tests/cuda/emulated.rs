@@ -94,6 +94,7 @@ fn mistakes_are_noticed() {
         ("norm", "norm.cu", "i += 1024) {\n        if", "i += 2048) {\n        if"),
         ("embedding", "embedding.cu", "order[n]", "n"),
         ("attention", "attention.cu", "key <= row[i / 2]", "key < row[i / 2]"),
+        ("attention", "attention.cu", "key <= row + i / 2 * 8", "key <= row"),
         ("attention", "attention.cu", "key >= row_start[i / 2]", "true"),
         ("attention", "attention.cu", "copies_wait<1>();\n        __syncthreads();", ""),
         ("attention", "attention.cu", "n + lane / 16 * 8 + lane % 8", "n + lane % 16"),
