@@ -1,6 +1,8 @@
 //! The command line as types. No logic.
 
 mod bench;
+mod look;
+mod operate;
 
 use std::path::PathBuf;
 
@@ -10,6 +12,10 @@ pub(crate) use bench::{
     BenchArgs, BenchCommand, BpeArgs, DedupArgs, Executor, GpuArgs, GpuPart, OrchArgs, OrchRunArgs,
     PairArgs,
 };
+pub(crate) use look::{
+    DiffArgs, GraphArgs, GraphFormat, LedgerArgs, LedgerCommand, MetricsArgs, VerifyArgs, WatchArgs,
+};
+pub(crate) use operate::{CancelArgs, GcArgs, PinArgs, RetryArgs, RuleArgs, TagArgs, UnpinArgs};
 
 use crate::exit;
 
@@ -73,14 +79,40 @@ pub(crate) enum Command {
     Why(NodeArgs),
     /// Print what a node logged
     Logs(LogsArgs),
+    /// Let a parked node go on
+    Approve(RuleArgs),
+    /// Say that a parked node shall not go on
+    Reject(RuleArgs),
+    /// Stop a run that is under way, or one node of it; it can be resumed
+    Cancel(CancelArgs),
+    /// Run an earlier run's pipeline again, with the same params
+    Retry(RetryArgs),
+    /// Keep an artifact whatever happens, or list what is kept
+    Pin(PinArgs),
+    /// Take a pin back
+    Unpin(UnpinArgs),
+    /// Name a run and keep what it refers to, or list the names
+    Tag(TagArgs),
+    /// Show what nothing refers to any more and what it cost, or remove it
+    Gc(GcArgs),
+    /// Follow a run as it goes on
+    Watch(WatchArgs),
+    /// Show the figures that a node reported over time
+    Metrics(MetricsArgs),
+    /// Compare two runs: params, keys, artifacts and figures
+    Diff(DiffArgs),
+    /// Draw a pipeline's nodes and what they read from one another
+    Graph(GraphArgs),
     /// List the task kinds, or document one of them
     Tasks(TasksArgs),
     /// Print the JSON schema of pipeline files, for editors
     Schema,
     /// Print the reference of pipeline files in Markdown
     Reference,
-    /// Check every artifact in the store against its digest
-    Verify,
+    /// Check the artifacts in the store against their digests
+    Verify(VerifyArgs),
+    /// Export, import or check the ledger itself
+    Ledger(LedgerArgs),
     /// Check that this machine and folder can run pipelines
     Doctor,
     /// Measure this machine; one line of JSON with `--json`
@@ -150,6 +182,9 @@ pub(crate) struct LogsArgs {
     /// How many lines, the last ones
     #[arg(long, short = 'n', value_name = "N", default_value = "1000")]
     pub(crate) lines: usize,
+    /// Go on printing what is logged until the run is over; with `--json` one line of JSON for each
+    #[arg(long, short)]
+    pub(crate) follow: bool,
 }
 
 /// `sbp tasks`.

@@ -1,23 +1,35 @@
 //! One module for each subcommand.
 
 mod bench;
+mod cancel;
 mod completions;
 mod cost;
+mod diff;
 mod doctor;
+mod gc;
+mod graph;
+mod ledger;
 mod logs;
+mod metrics;
+mod pin;
 mod plan;
+mod retry;
+mod rule;
 mod run;
 mod schema;
 mod show;
 mod status;
+mod tag;
 mod tasks;
 mod verify;
+mod watch;
 mod why;
 
 use std::time::Duration;
 
 use engine::Engine;
 use engine::graph::Pipeline;
+use engine::ledger::Verdict;
 use engine::spec::{self, Checked};
 use engine::task::Registry;
 
@@ -44,7 +56,20 @@ pub(crate) fn run(cli: Cli, printer: Printer) -> Result<ExitStatus> {
         Command::Show(args) => wait(show::run(args, place, printer)),
         Command::Why(args) => wait(why::run(args, place, printer)),
         Command::Logs(args) => wait(logs::run(args, place, printer)),
-        Command::Verify => wait(verify::run(place, printer)),
+        Command::Approve(args) => wait(rule::run(args, Verdict::Approved, place, printer)),
+        Command::Reject(args) => wait(rule::run(args, Verdict::Rejected, place, printer)),
+        Command::Cancel(args) => wait(cancel::run(args, place, printer)),
+        Command::Retry(args) => wait(retry::run(args, place, printer)),
+        Command::Pin(args) => wait(pin::run(args, place, printer)),
+        Command::Unpin(args) => wait(pin::remove(args, place, printer)),
+        Command::Tag(args) => wait(tag::run(args, place, printer)),
+        Command::Gc(args) => wait(gc::run(args, place, printer)),
+        Command::Watch(args) => wait(watch::run(args, place, printer)),
+        Command::Metrics(args) => wait(metrics::run(args, place, printer)),
+        Command::Diff(args) => wait(diff::run(args, place, printer)),
+        Command::Graph(args) => graph::run(args, printer),
+        Command::Verify(args) => wait(verify::run(args, place, printer)),
+        Command::Ledger(args) => wait(ledger::run(args, place, printer)),
         Command::Doctor => wait(doctor::run(place, printer)),
     }
 }

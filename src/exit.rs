@@ -3,7 +3,7 @@
 //! | code | meaning |
 //! |---|---|
 //! | 0 | done: what was asked for is there |
-//! | 1 | a node failed, or `verify` found damage |
+//! | 1 | a node failed, or `verify` or `ledger check` found damage |
 //! | 2 | bad usage, or a mistake in the pipeline |
 //! | 3 | the store, the ledger or stdout cannot be used |
 //! | 4 | nothing failed, but a node is parked at a gate |
@@ -15,7 +15,7 @@ use std::process::{ExitCode, Termination};
 pub(crate) const HELP: &str = "\
 Exit codes:
     0  done
-    1  a node failed, or `verify` found damage
+    1  a node failed, or `verify` or `ledger check` found damage
     2  bad usage, or a mistake in the pipeline
     3  the store, the ledger or stdout cannot be used
     4  nothing failed, but a node is parked at a gate
@@ -26,7 +26,7 @@ Exit codes:
 pub(crate) enum ExitStatus {
     /// What was asked for is there.
     Done,
-    /// A node failed, or `verify` found damage.
+    /// A node failed, or `verify` or `ledger check` found damage.
     NodeFailed,
     /// Bad usage, or a mistake in the pipeline.
     Usage,

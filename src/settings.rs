@@ -1,6 +1,7 @@
 //! Flags and environment, resolved before any work.
 
-use std::path::PathBuf;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
 use std::thread;
 
 use console::Term;
@@ -28,6 +29,26 @@ impl Place {
     pub(crate) fn has_ledger(&self) -> bool {
         self.ledger.is_some() || self.dir.is_dir()
     }
+}
+
+impl Place {
+    /// The flags that name this place in another command, with a blank before each.
+    pub(crate) fn flags(&self) -> String {
+        let mut flags = String::new();
+        if self.dir != Path::new(".sbp") && std::env::var_os("SBP_DIR").is_none() {
+            let _ = write!(flags, " --dir '{}'", self.dir.display());
+        }
+        flags
+    }
+}
+
+/// Who gives a command: `user@host`.
+pub(crate) fn operator() -> String {
+    let user =
+        ["SUDO_USER", "USER", "LOGNAME"].into_iter().find_map(|name| std::env::var(name).ok());
+    let user = user.unwrap_or_else(|| rustix::process::getuid().as_raw().to_string());
+    let uname = rustix::system::uname();
+    format!("{user}@{}", uname.nodename().to_string_lossy())
 }
 
 /// Which nodes the flags ask for.

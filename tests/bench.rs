@@ -1,5 +1,9 @@
 //! Benches give their figures in one line, and the figures are of runs that really happened.
 
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::process::{Child, Stdio};
+
 use crate::harness::Place;
 
 #[test]
@@ -48,4 +52,46 @@ fn bpe_and_dedup_give_their_figures() {
     }
     let none = Place::new().sbp(&["bench", "bpe", "--corpus", "nowhere"]).expect(2);
     assert!(none.stderr.contains("nowhere"), "{}", none.stderr);
+}
+
+/// Eight processes on one ledger, from its first opening on: none fails, none does anything twice.
+fn hammer(place: &Place, ledger: &[&str]) {
+    const N_TASKS: usize = 120;
+    let journal = place.path().join("journal");
+    let mut text = "version: 1\nname: hammer\nnodes:\n".to_owned();
+    for i in 0..N_TASKS {
+        // The folder's name makes the keys new in a ledger that outlives it.
+        let unique = format!("{} {i}", place.path().display());
+        let journal = journal.display();
+        let params = format!("{{i: {i}, text: \"{unique}\", journal: \"{journal}\"}}");
+        let _ = writeln!(text, "  t{i}: {{task: bench_file, params: {params}}}");
+    }
+    place.write("hammer.yaml", &text);
+    let args = [&["bench", "orch-run", "hammer.yaml", "-j", "1", "--quiet"][..], ledger].concat();
+    let start = || {
+        let mut command = place.command(&args);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    };
+    let children: Vec<Child> = (0..8).map(|_| start()).collect();
+    let mut n_ran = 0;
+    for child in children {
+        let output = child.wait_with_output().unwrap();
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && errors.is_empty(), "{errors}");
+        let figures: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        n_ran += figures["ran"].as_u64().unwrap() as usize;
+    }
+    let lines = std::fs::read_to_string(journal).unwrap();
+    let distinct: BTreeSet<&str> = lines.lines().collect();
+    assert_eq!((lines.lines().count(), distinct.len(), n_ran), (N_TASKS, N_TASKS, N_TASKS));
+    place.sbp(&[&["ledger", "check"][..], ledger].concat()).expect(0);
+}
+
+#[test]
+fn eight_processes_share_a_ledger() {
+    hammer(&Place::new(), &[]);
+    match std::env::var("SBP_TEST_POSTGRES") {
+        Ok(url) => hammer(&Place::new(), &["--ledger", &url]),
+        Err(_) => println!("skipped: no PostgreSQL server in SBP_TEST_POSTGRES"),
+    }
 }

@@ -25,7 +25,10 @@ impl Digest {
     pub fn of_file(path: &Path) -> io::Result<(Self, u64)> {
         let mut file = File::open(path)?;
         let mut hasher = blake3::Hasher::new();
-        let mut buffer = vec![0_u8; 1 << 17];
+        // Small files are many: they need no large buffer. One byte more than a file has finds its
+        // end without growing.
+        let expected = file.metadata()?.len().saturating_add(1);
+        let mut buffer = vec![0_u8; expected.min(1 << 17) as usize];
         let mut size_bytes = 0_u64;
         loop {
             let n = file.read(&mut buffer)?;
@@ -55,9 +58,23 @@ impl From<blake3::Hash> for Digest {
     }
 }
 
+impl Digest {
+    /// Gives the hex digits to `take`, without a detour through the formatter: a run writes a lot of
+    /// them.
+    fn with_hex<T>(&self, take: impl FnOnce(&str) -> T) -> T {
+        const DIGITS: &[u8; 16] = b"0123456789abcdef";
+        let mut hex = [0_u8; 64];
+        for (pair, byte) in hex.chunks_exact_mut(2).zip(self.0) {
+            pair[0] = DIGITS[usize::from(byte >> 4)];
+            pair[1] = DIGITS[usize::from(byte & 15)];
+        }
+        take(std::str::from_utf8(&hex).expect("hex digits are ASCII"))
+    }
+}
+
 impl fmt::Display for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        self.with_hex(|hex| f.write_str(hex))
     }
 }
 
@@ -82,7 +99,7 @@ impl FromStr for Digest {
 
 impl Serialize for Digest {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
+        self.with_hex(|hex| serializer.serialize_str(hex))
     }
 }
 

@@ -57,7 +57,7 @@ pub struct InputPart {
 }
 
 /// Everything a key is made of; kept in the ledger, so that two keys can be compared later.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Components {
     /// The task's kind.
     pub task: String,

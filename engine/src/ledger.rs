@@ -7,12 +7,18 @@
 //! **Invariant:** a result is published only by the attempt that holds the key's newest epoch
 //! (`stale_publish_is_refused`).
 
+mod compare;
 mod database;
+mod history;
+mod inspect;
 mod items;
+mod keep;
 mod lookup;
+mod operate;
 mod owner;
 mod record;
 mod schema;
+mod transfer;
 mod view;
 
 use std::io;
@@ -21,19 +27,26 @@ use std::path::{Path, PathBuf};
 use tokio::sync::Mutex;
 
 use crate::clock::Clock;
+use crate::run::{NodeState, RunState};
 #[cfg(not(test))]
 use database::Database;
 
+pub use compare::{NodeDiff, Pair, RunDiff};
 #[cfg(test)]
 pub(crate) use database::Database;
 pub(crate) use database::Location;
+pub(crate) use history::{History, Past};
+pub use inspect::Finding;
 pub(crate) use items::ItemCall;
-pub(crate) use lookup::{KeyState, KeyStatus};
+pub use keep::{Garbage, GarbageKind, GarbageList, Keep, PinRow, TagRow};
+pub(crate) use lookup::{KeyState, KeyStatus, LastAttempt};
+pub use operate::{Cancelled, Ruling, Verdict};
 pub(crate) use owner::Owner;
 pub(crate) use record::{
     AttemptEnd, Batch, Claim, EventRow, KeyRow, LogLine, MetricRow, NewRun, NodeChange,
-    ProgressRow, Publish, Reply, Writer,
+    ProgressRow, Publish, Reply, Writer, nodes_digest,
 };
+pub use transfer::TransferError;
 pub(crate) use view::Measured;
 pub use view::{
     AttemptRow, Lines, LogRow, MetricPoint, NodeDetail, OutputRow, RunDetail, RunNodeRow, RunRow,
@@ -123,6 +136,32 @@ pub enum Error {
         prefix: String,
         /// Some of them.
         matches: Vec<String>,
+    },
+    /// Only a parked node waits for a decision.
+    #[error("node `{node}` of run `{run}` is {state}; only a parked node waits for a decision")]
+    NotParked {
+        /// The run.
+        run: String,
+        /// The node.
+        node: String,
+        /// How far it is.
+        state: NodeState,
+    },
+    /// What looks like garbage may be about to be used.
+    #[error("run `{run}` is under way ({owner}); nothing is removed while one is")]
+    RunUnderWay {
+        /// The run.
+        run: String,
+        /// `host:pid` of the process that runs it.
+        owner: String,
+    },
+    /// Nothing runs that could be stopped.
+    #[error("run `{run}` is {state}; there is nothing to stop")]
+    RunIsOver {
+        /// The run.
+        run: String,
+        /// How it ended.
+        state: RunState,
     },
     /// The run has no such node.
     #[error("run `{run}` has no node `{node}`")]

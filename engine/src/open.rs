@@ -97,6 +97,9 @@ impl Error {
                     | ledger::Error::NoSuchRun(_)
                     | ledger::Error::AmbiguousRun { .. }
                     | ledger::Error::NoSuchNode { .. }
+                    | ledger::Error::NotParked { .. }
+                    | ledger::Error::RunIsOver { .. }
+                    | ledger::Error::RunUnderWay { .. }
             ),
             Self::External { .. } | Self::Target(_) | Self::Resource { .. } => false,
         }
@@ -156,7 +159,8 @@ impl Engine {
         let mut resolver =
             Resolver::new(pipeline, &self.ledger, &self.store, &self.clock, Mode::Look);
         let results = resolver.all(&covered).await?;
-        Ok(plan::assemble(&resolver, &self.store, &covered, &results))
+        let history = self.ledger.history(&pipeline.name).await?;
+        Ok(plan::assemble(&resolver, &self.store, &covered, &results, &history))
     }
 
     /// The artifact folder.

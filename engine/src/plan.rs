@@ -1,5 +1,6 @@
 //! What a run would do, and why.
 
+mod forecast;
 mod reason;
 mod resolve;
 
@@ -12,10 +13,12 @@ use serde::Serialize;
 use crate::digest::Digest;
 use crate::graph::{Pipeline, Place};
 use crate::key::NodeKey;
+use crate::ledger::History;
 use crate::store::Store;
 
+pub use forecast::{Expected, Forecast};
 pub use reason::{Change, Reason};
-pub(crate) use reason::{Earlier, FileList};
+pub(crate) use reason::{Earlier, FileList, changes_between};
 pub(crate) use resolve::{Mode, NodeResult, Outputs, Resolver, Verdict, blocking};
 
 /// Which nodes a plan or run covers; whatever they need comes with them.
@@ -116,6 +119,8 @@ pub struct PlannedNode {
     pub reason: Option<Reason>,
     /// Its artifacts, when cached.
     pub outputs: Artifacts,
+    /// What it will probably take, when it may run and the past tells.
+    pub expected: Option<Expected>,
     /// Where its entry stands in the YAML.
     pub place: Place,
 }
@@ -127,6 +132,8 @@ pub struct Plan {
     pub pipeline: String,
     /// The covered nodes, in topological order.
     pub nodes: Vec<PlannedNode>,
+    /// What all of it will probably take.
+    pub forecast: Forecast,
 }
 
 impl Plan {
@@ -142,6 +149,7 @@ pub(crate) fn assemble(
     store: &Store,
     covered: &[bool],
     results: &[Option<NodeResult>],
+    history: &History,
 ) -> Plan {
     let pipeline = resolver.pipeline;
     let mut nodes: Vec<PlannedNode> = Vec::new();
@@ -179,10 +187,12 @@ pub(crate) fn assemble(
             key: results[index].as_ref().map(|result| result.key),
             reason,
             outputs,
+            expected: None,
             place: node.place.clone(),
         });
     }
-    Plan { pipeline: pipeline.name.clone(), nodes }
+    let forecast = forecast::forecast(pipeline, &mut nodes, history);
+    Plan { pipeline: pipeline.name.clone(), nodes, forecast }
 }
 
 /// Where the artifacts with these digests lie.

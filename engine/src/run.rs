@@ -56,7 +56,36 @@ impl Engine {
             Resolver::new(pipeline, &self.ledger, &self.store, &self.clock, Mode::Act);
         let results = resolver.all(&covered).await?;
         let run = self.write_run(&resolver, &covered, &results).await?;
-        Driver::new(self, resolver, options, total, &covered, results, run).drive(stop).await
+        let weights = self.weights(pipeline, &covered, &results).await?;
+        let driver = Driver::new(self, resolver, options, total, &covered, results, run, &weights);
+        driver.drive(stop).await
+    }
+
+    /// How long each node will probably take, in milliseconds: what makes the critical path. A node
+    /// without a past counts like the average of the others.
+    async fn weights(
+        &self,
+        pipeline: &Pipeline,
+        covered: &[bool],
+        results: &[Option<NodeResult>],
+    ) -> Result<Vec<u64>, Error> {
+        let n_nodes = pipeline.nodes.len();
+        let is_cached = |index: usize| {
+            let result = results[index].as_ref().map(|result| &result.verdict);
+            matches!(result, Some(Verdict::Cached(_)))
+        };
+        if (0..n_nodes).all(|index| !covered[index] || is_cached(index)) {
+            return Ok(vec![1; n_nodes]);
+        }
+        let history = self.ledger.history(&pipeline.name).await?;
+        let expect = |node: &crate::graph::Node| {
+            let past = history.expect(&node.name, node.task.kind())?;
+            Some(past.duration_us.unsigned_abs() / 1000 + 1)
+        };
+        let known: Vec<Option<u64>> = pipeline.nodes.iter().map(expect).collect();
+        let n_known = known.iter().flatten().count() as u64;
+        let mean = known.iter().flatten().sum::<u64>().checked_div(n_known).unwrap_or(1);
+        Ok(known.into_iter().map(|weight| weight.unwrap_or(mean)).collect())
     }
 
     /// Removes what dead attempts left.

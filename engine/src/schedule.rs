@@ -71,12 +71,15 @@ pub(crate) enum Event {
     Tick,
     /// The operator wants a resumable stop.
     Stop,
+    /// The operator wants one node stopped, and with it what needs it.
+    Cancel { node: usize },
 }
 
 /// Why an attempt is told to stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Why {
     Stop,
+    Operator,
     Timeout(Duration),
     Stall(Duration),
 }
@@ -140,6 +143,8 @@ struct Slot {
     order: Order,
     n_failed: u32,
     poll_pause_us: i64,
+    /// Whether an operator wants it stopped.
+    is_unwanted: bool,
 }
 
 /// What a run has and how it goes on after a failure.
@@ -209,6 +214,7 @@ impl State {
                 order: (Reverse(node.priority), Reverse(way[index]), index),
                 n_failed: 0,
                 poll_pause_us: POLL_US.0,
+                is_unwanted: false,
             }
         };
         let slots: Vec<Option<Slot>> =
@@ -272,7 +278,7 @@ impl State {
             Event::Claimed { node } => self.take(node, &mut commands),
             Event::Lost { node } => {
                 self.leave(node, now_us);
-                if self.stopping {
+                if self.stopping || self.slot(node).is_unwanted {
                     self.finish(node, NodeState::Cancelled, None, &mut commands);
                 } else if !matches!(self.slot(node).phase, Phase::Finished(_)) {
                     self.set(node, Phase::Resolving);
@@ -292,7 +298,7 @@ impl State {
             }
             Event::Helped { node } => {
                 self.leave(node, now_us);
-                if self.stopping {
+                if self.stopping || self.slot(node).is_unwanted {
                     self.finish(node, NodeState::Cancelled, None, &mut commands);
                 } else if !matches!(self.slot(node).phase, Phase::Finished(_)) {
                     self.set(node, Phase::Foreign { poll_at_us: now_us + POLL_US.0 });
@@ -306,6 +312,7 @@ impl State {
             }
             Event::Tick => self.tick(now_us, &mut commands),
             Event::Stop => self.stop(now_us, &mut commands),
+            Event::Cancel { node } => self.stop_node(node, Why::Operator, now_us, &mut commands),
         }
         self.dispatch(now_us, &mut commands);
         commands
@@ -384,9 +391,10 @@ impl State {
     }
 
     fn take(&mut self, node: usize, commands: &mut Vec<Command>) {
-        let order = self.slot(node).order;
+        let slot = self.slot(node);
+        let (order, is_unwanted) = (slot.order, slot.is_unwanted);
         self.claiming.remove(&order);
-        if self.stopping {
+        if is_unwanted {
             commands.push(Command::Release { node });
             self.finish(node, NodeState::Cancelled, None, commands);
         } else {
@@ -430,7 +438,7 @@ impl State {
         let why = self.why(node);
         self.leave(node, now_us);
         let seed = self.policy.seed;
-        let stopping = self.stopping;
+        let stopping = self.stopping || self.slot(node).is_unwanted;
         let slot = self.slot(node);
         let kind = match (kind, why) {
             // The task stopped because it was told to; the reason decides.
@@ -497,7 +505,9 @@ impl State {
                 }
             }
             for twin in self.twins.remove(&node).unwrap_or_default() {
-                if is_good {
+                if matches!(self.slot(twin).phase, Phase::Finished(_)) {
+                    // It was stopped while it waited.
+                } else if is_good {
                     self.set(twin, Phase::Resolving);
                     commands.push(Command::Resolve { node: twin });
                 } else {
@@ -549,20 +559,27 @@ impl State {
     fn stop(&mut self, now_us: i64, commands: &mut Vec<Command>) {
         self.stopping = true;
         for node in 0..self.slots.len() {
-            let Some(slot) = &self.slots[node] else { continue };
-            match slot.phase {
-                Phase::Running { .. } => self.cancel(node, Why::Stop, now_us, commands),
-                // The ledger's answer is on its way.
-                Phase::Claiming | Phase::Publishing | Phase::Finished(_) => {}
-                Phase::Claimed => {
-                    self.leave(node, now_us);
-                    commands.push(Command::Release { node });
-                    self.finish(node, NodeState::Cancelled, None, commands);
-                }
-                _ => {
-                    self.leave(node, now_us);
-                    self.finish(node, NodeState::Cancelled, None, commands);
-                }
+            if self.slots[node].is_some() {
+                self.stop_node(node, Why::Stop, now_us, commands);
+            }
+        }
+    }
+
+    fn stop_node(&mut self, node: usize, why: Why, now_us: i64, commands: &mut Vec<Command>) {
+        let slot = self.slot(node);
+        slot.is_unwanted = true;
+        match slot.phase {
+            Phase::Running { .. } => self.cancel(node, why, now_us, commands),
+            // The ledger's answer is on its way.
+            Phase::Claiming | Phase::Publishing | Phase::Finished(_) => {}
+            Phase::Claimed => {
+                self.leave(node, now_us);
+                commands.push(Command::Release { node });
+                self.finish(node, NodeState::Cancelled, None, commands);
+            }
+            _ => {
+                self.leave(node, now_us);
+                self.finish(node, NodeState::Cancelled, None, commands);
             }
         }
     }

@@ -1,7 +1,7 @@
 //! YAML text -> a checked [`Pipeline`], or every mistake at once.
 //!
-//! A file passes through four steps, and each goes on after a mistake, so that one reading finds
-//! them all: `yaml` reads text into a tree with places, `check` takes it apart into declarations and
+//! A file passes through five steps, and each goes on after a mistake, so that one reading finds
+//! them all: `include` puts it together with the files it includes, `yaml` reads text into a tree with places, `check` takes it apart into declarations and
 //! entries, `expand` makes the nodes of each entry with typed params, and `wire` connects them and
 //! puts them in order.
 
@@ -9,6 +9,7 @@ mod check;
 mod editor;
 mod expand;
 mod expr;
+mod include;
 mod manual;
 mod mistake;
 pub(crate) mod nearest;
@@ -92,23 +93,50 @@ pub fn check(
     registry: &Registry,
     variable: &dyn Fn(&str) -> Option<String>,
 ) -> Checked {
-    let source = Arc::new(Source::new(&path.to_string_lossy(), text.into()));
+    let read = |path: &Path| read_text(path).map_err(|mistake| mistake.message().to_owned());
+    check_files(path, text, overrides, registry, variable, &read)
+}
+
+/// [`check`] with other files than those of the file system.
+fn check_files(
+    path: &Path,
+    text: &str,
+    overrides: &[(String, String)],
+    registry: &Registry,
+    variable: &dyn Fn(&str) -> Option<String>,
+    read_text: include::ReadText<'_>,
+) -> Checked {
+    let gathered = include::gather(path, text, read_text);
+    let source = Arc::new(gathered.source);
     let mut sink = mistake::Sink::new(Arc::clone(&source));
-    let pipeline = read(path, &source, overrides, registry, variable, &mut sink);
+    for mistake in gathered.mistakes {
+        sink.push(mistake);
+    }
+    let front = Front { source: &source, parts: &gathered.parts, path };
+    let pipeline = read(&front, overrides, registry, variable, &mut sink);
     let pipeline = pipeline.filter(|_| sink.n_errors() == 0);
     Checked { pipeline, mistakes: sink.finish() }
 }
 
+/// The text of a pipeline and its files.
+struct Front<'a> {
+    source: &'a Arc<Source>,
+    parts: &'a [std::ops::Range<usize>],
+    path: &'a Path,
+}
+
 fn read(
-    path: &Path,
-    source: &Arc<Source>,
+    front: &Front<'_>,
     overrides: &[(String, String)],
     registry: &Registry,
     variable: &dyn Fn(&str) -> Option<String>,
     sink: &mut mistake::Sink,
 ) -> Option<Pipeline> {
+    let (source, path) = (front.source, front.path);
     let text = Arc::clone(source.text());
-    let yaml = yaml::read(&text, source, sink)?;
+    let trees: Vec<_> =
+        front.parts.iter().map(|part| yaml::read(&text, part.clone(), source, sink)).collect();
+    let yaml = include::merge(trees.into_iter().collect::<Option<Vec<_>>>()?, sink);
     let env = expr::environment();
     let evaluator = expr::Evaluator::new(&env, source);
     let mut reader = check::Reader { source, registry, sink, evaluator, kinds: BTreeMap::new() };

@@ -16,6 +16,7 @@
 //! place; only then does the ledger say that the artifact exists. A crash in between leaves a
 //! folder that nothing refers to.
 
+mod collect;
 mod manifest;
 mod publish;
 mod verify;
@@ -31,6 +32,7 @@ use crate::item::ItemStore;
 use crate::key::NodeKey;
 use crate::{exec, process};
 
+pub use collect::Leftover;
 pub use manifest::{Damage, Manifest, ManifestFile};
 pub use publish::Published;
 

@@ -7,7 +7,7 @@ use engine::cost::{self, NodeCost};
 use engine::plan::{Plan, PlannedNode, PlannedState, Reason};
 
 use crate::cli::PipelineArgs;
-use crate::commands::{load, look};
+use crate::commands::{load, look, took};
 use crate::error::Result;
 use crate::exit::ExitStatus;
 use crate::human;
@@ -44,7 +44,32 @@ pub(crate) async fn run(args: PipelineArgs, place: Place, printer: Printer) -> R
         }
     }
     printer.talk(counts);
+    if let Some(forecast) = forecast(&plan) {
+        printer.talk(forecast);
+    }
     Ok(ExitStatus::Done)
+}
+
+/// What the past says of the run; nothing when it says nothing.
+fn forecast(plan: &Plan) -> Option<String> {
+    let forecast = &plan.forecast;
+    if forecast.n_known == 0 {
+        return None;
+    }
+    let mut text = format!(
+        "about {} on this machine, critical path {}, disk {}",
+        took(forecast.wall_us(settings::n_threads(None))),
+        took(forecast.critical_path_us),
+        human::bytes(forecast.disk_bytes)
+    );
+    if forecast.memory_bytes > 0 {
+        let _ = write!(text, ", memory up to {}", human::bytes(forecast.memory_bytes));
+    }
+    let n_unknown = forecast.n_nodes - forecast.n_known;
+    if n_unknown > 0 {
+        let _ = write!(text, "; {n_unknown} of {} nodes never ran", forecast.n_nodes);
+    }
+    Some(text)
 }
 
 fn table(plan: &Plan, costs: &[NodeCost]) -> Table {

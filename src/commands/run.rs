@@ -42,6 +42,7 @@ pub(super) async fn to_the_end(
     place: Place,
     printer: Printer,
 ) -> Result<Option<RunSummary>> {
+    let flags = place.flags();
     let engine = open(place).await?;
     let progress = Arc::new(Progress::new(printer, pipeline));
     let options = Options {
@@ -58,7 +59,7 @@ pub(super) async fn to_the_end(
     progress.clear();
     let summary = ended?;
     if let Some(summary) = &summary {
-        tell(summary, progress.elapsed(), printer);
+        tell(summary, progress.elapsed(), &flags, printer);
     }
     Ok(summary)
 }
@@ -88,8 +89,8 @@ fn failures(summary: &RunSummary) -> Vec<(&Failure, Vec<&str>)> {
     distinct
 }
 
-/// Says how the run ended, and for each failure what to do.
-fn tell(summary: &RunSummary, elapsed: Duration, printer: Printer) {
+/// Says how the run ended, and for each failure what to do; `flags` belong into the commands.
+fn tell(summary: &RunSummary, elapsed: Duration, flags: &str, printer: Printer) {
     for (failure, nodes) in failures(summary) {
         let word = match failure.kind {
             FailureKind::Parked => "parked",
@@ -102,7 +103,15 @@ fn tell(summary: &RunSummary, elapsed: Duration, printer: Printer) {
         if let Some(help) = &failure.help {
             printer.warn(format!("  help: {help}"));
         }
-        printer.warn(format!("  log:  sbp logs '{}' --run {}", nodes[0], summary.run));
+        let place = format!("'{}' --run {}{flags}", nodes[0], summary.run);
+        printer.warn(format!("  log:  sbp logs {place}"));
+        if failure.kind == FailureKind::Parked {
+            for node in nodes {
+                let place = format!("'{node}' --run {}{flags}", summary.run);
+                printer.warn(format!("  go on:  sbp approve {place} --reason WHY"));
+                printer.warn(format!("  or not: sbp reject {place} --reason WHY"));
+            }
+        }
     }
     let nodes = &summary.nodes;
     let mut parts = vec![format!("{} ran", nodes.ran), format!("{} cached", nodes.cached)];

@@ -1,8 +1,10 @@
 //! `sbp status`: recent runs, or the nodes of one.
 
+use std::fmt::Write as _;
+
 use engine::Engine;
 use engine::ledger::{RunDetail, RunNodeRow, RunRow};
-use engine::run::NodeState;
+use engine::run::{NodeState, RunState};
 
 use crate::cli::StatusArgs;
 use crate::commands::{look, took};
@@ -15,6 +17,8 @@ use crate::table::Table;
 
 /// Runs in the list.
 const RUNS_MAX: usize = 20;
+/// A running node that has reported progress and then shows none for so long is called stuck.
+const STUCK_US: i64 = 300_000_000;
 
 pub(crate) async fn run(args: StatusArgs, place: Place, printer: Printer) -> Result<ExitStatus> {
     let engine = look(place).await?;
@@ -68,12 +72,17 @@ async fn one(engine: &Engine, id: &str, printer: Printer) -> Result<ExitStatus> 
         run.owner,
         span.unwrap_or_default()
     ))?;
-    printer.table(&nodes(&detail))?;
+    let now_us = super::watch::now_us();
+    printer.table(&nodes(&detail, now_us))?;
+    if run.state == RunState::Running {
+        let left = left_us(&detail, now_us).map(|us| format!(", about {} left", took(us)));
+        printer.talk(format!("{}{}", counts(run), left.unwrap_or_default()));
+    }
     Ok(ExitStatus::Done)
 }
 
 /// Nodes with trouble first, then those at work, then the others in pipeline order.
-fn nodes(detail: &RunDetail) -> Table {
+fn nodes(detail: &RunDetail, now_us: i64) -> Table {
     let mut rows: Vec<&RunNodeRow> = detail.nodes.iter().collect();
     rows.sort_by_key(|node| match node.state {
         NodeState::Failed => 0,
@@ -89,30 +98,79 @@ fn nodes(detail: &RunDetail) -> Table {
             node.task.clone(),
             state_style(state).apply_to(state).to_string(),
             node.duration_us.map(took).unwrap_or_default(),
-            about(node),
+            about(node, now_us),
         ]);
     }
     table
 }
 
-fn about(node: &RunNodeRow) -> String {
+fn about(node: &RunNodeRow, now_us: i64) -> String {
     if let Some(failure) = &node.failure {
         return failure.to_string();
     }
-    match (&node.progress, &node.reason) {
-        (Some((done, total, unit)), _) if node.state == NodeState::Running => {
-            let done = human::count(*done as f64);
-            match total {
-                0 => format!("{done} {unit}"),
-                total => format!("{done} of {} {unit}", human::count(*total as f64)),
-            }
-        }
-        (_, Some(reason)) => reason.to_string(),
-        _ => String::new(),
+    if node.state == NodeState::Running && node.progress.is_some() {
+        return rate(node, now_us);
     }
+    node.reason.as_ref().map(ToString::to_string).unwrap_or_default()
 }
 
-fn counts(run: &RunRow) -> String {
+/// How far a running node is, how fast, for how long still, and whether it stands still.
+pub(super) fn rate(node: &RunNodeRow, now_us: i64) -> String {
+    let Some((done, total, unit)) = &node.progress else { return String::new() };
+    let mut text = human::count(*done as f64);
+    if *total > 0 {
+        let _ = write!(text, " of {}", human::count(*total as f64));
+    }
+    let _ = write!(text, " {unit}");
+    let moved_us = node.progress_at_us.unwrap_or(now_us);
+    let worked_us = moved_us - node.started_us.unwrap_or(moved_us);
+    if worked_us > 0 && *done > 0 {
+        let per_second = *done as f64 / (worked_us as f64 / 1e6);
+        let _ = write!(text, ", {}/s", human::count(per_second));
+        if total > done {
+            let left_us = (total - done) as f64 / per_second * 1e6;
+            let _ = write!(text, ", {} left", took(left_us as i64));
+        }
+    }
+    let still_us = now_us - moved_us;
+    if still_us > STUCK_US {
+        let word = state_style("failed").apply_to("stuck");
+        let _ = write!(text, "; {word}: no progress for {}", took(still_us));
+    }
+    text
+}
+
+/// How long the run will still take: what its unfinished nodes are expected to take, shared among
+/// those that run now, but no less than the longest of these; `None` when nothing is known.
+pub(super) fn left_us(detail: &RunDetail, now_us: i64) -> Option<i64> {
+    let (mut sum_us, mut longest_us, mut n_running, mut is_known) = (0, 0, 0_i64, false);
+    for node in &detail.nodes {
+        let left_us = match (node.state, node.expected_us) {
+            (NodeState::Waiting, Some(expected_us)) => expected_us,
+            (NodeState::Running, expected_us) => {
+                n_running += 1;
+                let ran_us = now_us - node.started_us.unwrap_or(now_us);
+                let by_progress = node.progress.as_ref().and_then(|(done, total, _)| {
+                    let left = total.checked_sub(*done).filter(|_| *done > 0)?;
+                    Some((ran_us as f64 * left as f64 / *done as f64) as i64)
+                });
+                let Some(left_us) = by_progress.or(expected_us.map(|us| (us - ran_us).max(0)))
+                else {
+                    continue;
+                };
+                left_us
+            }
+            _ => continue,
+        };
+        is_known = true;
+        sum_us += left_us;
+        longest_us = longest_us.max(left_us);
+    }
+    is_known.then(|| longest_us.max(sum_us / n_running.max(1)))
+}
+
+/// Nodes by state.
+pub(super) fn counts(run: &RunRow) -> String {
     let parts = run.nodes.iter().filter(|(_, n)| **n > 0).map(|(state, n)| format!("{n} {state}"));
     parts.collect::<Vec<_>>().join(", ")
 }

@@ -1,7 +1,9 @@
 //! `sbp verify`: every artifact in the store against its digest.
 
+use engine::digest::Digest;
 use serde_json::json;
 
+use crate::cli::VerifyArgs;
 use crate::commands::look;
 use crate::error::{Error, Result};
 use crate::exit::ExitStatus;
@@ -9,10 +11,14 @@ use crate::human;
 use crate::printer::{Printer, state_style};
 use crate::settings::Place;
 
-pub(crate) async fn run(place: Place, printer: Printer) -> Result<ExitStatus> {
+pub(crate) async fn run(args: VerifyArgs, place: Place, printer: Printer) -> Result<ExitStatus> {
     let engine = look(place).await?;
     let store = engine.store();
-    let digests = store.artifacts().map_err(|error| Error::storage(&error))?;
+    let mut digests = store.artifacts().map_err(|error| Error::storage(&error))?;
+    let n_all = digests.len();
+    if let Some(n) = args.sample {
+        digests = sample(digests, n as usize, super::watch::now_us());
+    }
     let (mut n_bytes, mut damaged) = (0, Vec::new());
     for digest in &digests {
         match store.verify(digest) {
@@ -28,7 +34,7 @@ pub(crate) async fn run(place: Place, printer: Printer) -> Result<ExitStatus> {
             })
             .collect();
         printer.json(&json!({
-            "artifacts": digests.len(), "size_bytes": n_bytes, "damaged": damaged,
+            "artifacts": digests.len(), "of": n_all, "size_bytes": n_bytes, "damaged": damaged,
         }))?;
     } else {
         for (digest, problem) in &damaged {
@@ -36,7 +42,8 @@ pub(crate) async fn run(place: Place, printer: Printer) -> Result<ExitStatus> {
             printer.data(format!("{word}  {}: {problem}\n", store.path(digest).display()))?;
         }
         let n_whole = digests.len() - damaged.len();
-        printer.talk(format!("{n_whole} artifacts are whole, {}", human::bytes(n_bytes)));
+        let of = if digests.len() < n_all { format!(" of {n_all}") } else { String::new() };
+        printer.talk(format!("{n_whole}{of} artifacts are whole, {}", human::bytes(n_bytes)));
         if !damaged.is_empty() {
             printer.talk(
                 "the next run that needs a damaged one moves it to quarantine and makes it again",
@@ -44,4 +51,12 @@ pub(crate) async fn run(place: Place, printer: Printer) -> Result<ExitStatus> {
         }
     }
     Ok(if damaged.is_empty() { ExitStatus::Done } else { ExitStatus::NodeFailed })
+}
+
+/// `n` of the digests, others for each seed, in order.
+fn sample(mut digests: Vec<Digest>, n: usize, seed: i64) -> Vec<Digest> {
+    digests.sort_by_cached_key(|digest| Digest::of(format!("{digest} {seed}").as_bytes()));
+    digests.truncate(n);
+    digests.sort_unstable();
+    digests
 }

@@ -66,7 +66,7 @@ fn default_non_repetition_min() -> Option<f64> {
 pub struct Decision {
     /// Whether every figure reaches its limit.
     pub pass: bool,
-    /// Whether the run goes on: it passed, or `on_fail` is `warn`.
+    /// Whether the run goes on: it passed, `on_fail` is `warn`, or an operator approved it.
     pub proceed: bool,
     /// The figures that have a limit.
     pub figures: Vec<Figure>,
@@ -155,7 +155,8 @@ impl Task for Gate {
             }
         }
         let pass = figures.iter().all(|figure| figure.pass);
-        let proceed = pass || params.on_fail == OnFail::Warn;
+        let is_approved = params.on_fail == OnFail::Park && ctx.is_approved();
+        let proceed = pass || params.on_fail == OnFail::Warn || is_approved;
         let decision = Decision { pass, proceed, figures };
         decide(ctx, params.on_fail, &decision, &ctx.out("decision")?)
     }
@@ -198,11 +199,11 @@ fn decide(
     let message = below.join("; ");
     match on_fail {
         _ if decision.pass => Ok(outputs),
-        OnFail::Warn => {
+        _ if decision.proceed => {
             ctx.warn(message);
             Ok(outputs)
         }
-        OnFail::Fail => Err(Failure::permanent(message)),
         OnFail::Park => Err(Failure::parked(message)),
+        _ => Err(Failure::permanent(message)),
     }
 }

@@ -80,6 +80,11 @@ pub(crate) enum Cell {
 pub(crate) struct Row(Vec<Cell>);
 
 impl Row {
+    /// Every value, in order.
+    pub(crate) fn cells(&self) -> &[Cell] {
+        &self.0
+    }
+
     /// Takes the text of column `i`, empty when null.
     pub(crate) fn text(&mut self, i: usize) -> String {
         self.opt_text(i).unwrap_or_default()
@@ -325,7 +330,7 @@ fn expand(sql: &str, is_postgres: bool) -> String {
                 }
             })
             .collect();
-        let source = if is_postgres { "jsonb_array_elements($1::jsonb)" } else { "json_each($1)" };
+        let source = if is_postgres { "jsonb_array_elements($1::jsonb)" } else { "jsonb_each($1)" };
         let columns = columns.join(", ");
         text.push_str("(SELECT ");
         text.push_str(&columns);

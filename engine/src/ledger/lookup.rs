@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::database::{Bind, Row};
-use super::{Error, Ledger};
+use super::database::{Bind, Database, Row};
+use super::{Error, Ledger, Ruling, Verdict};
 use crate::digest::Digest;
 use crate::external::StatCache;
 use crate::key::{Components, InputPart, NodeKey};
@@ -31,6 +31,21 @@ pub(crate) struct KeyState {
     pub(crate) outputs: BTreeMap<String, Digest>,
 }
 
+/// What a key is made of and what its result says.
+pub(crate) struct KeyFact {
+    pub(crate) key: NodeKey,
+    pub(crate) components: Components,
+    pub(crate) external: FileList,
+    pub(crate) metrics: BTreeMap<String, f64>,
+}
+
+/// How an attempt ended, and what an operator decided since.
+pub(crate) struct LastAttempt {
+    pub(crate) state: String,
+    pub(crate) message: Option<String>,
+    pub(crate) ruling: Option<Ruling>,
+}
+
 const KEYS: &str = "
     SELECT k.key, k.state, k.epoch, coalesce(w.host || ':' || w.pid, ''), k.lease_until_us,
            o.port, o.digest
@@ -55,10 +70,11 @@ const MANIFESTS: &str = "
       JOIN artifact AS a ON a.digest = r.digest AND a.store = $2 AND a.state = 'present'";
 
 const LAST_ATTEMPTS: &str = "
-    SELECT a.key, a.state, a.failure_message
+    SELECT a.key, a.state, a.failure_message, u.verdict, u.reason, u.by_whom
       FROM {rows: key TEXT} AS r
       JOIN node_key AS k ON k.key = r.key
-      JOIN attempt AS a ON a.key = k.key AND a.epoch = k.epoch";
+      JOIN attempt AS a ON a.key = k.key AND a.epoch = k.epoch
+      LEFT JOIN ruling AS u ON u.key = k.key";
 
 const EARLIER: &str = "
     SELECT r.i, n.run_id, k.key, k.task, k.revision, k.params, k.inputs, k.external, k.salt
@@ -69,6 +85,13 @@ const EARLIER: &str = "
                           AND y.pipeline = $2
                         ORDER BY x.run_us DESC LIMIT 1)
       JOIN node_key AS k ON k.key = n.key";
+
+/// The same columns as [`EARLIER`], with the final figures of the newest finished attempt.
+const KEY_FACTS: &str = "
+    SELECT 0, '', k.key, k.task, k.revision, k.params, k.inputs, k.external, k.salt,
+           (SELECT a.metrics FROM attempt AS a WHERE a.key = k.key AND a.state = 'done'
+             ORDER BY a.epoch DESC LIMIT 1)
+      FROM {rows: key TEXT} AS r JOIN node_key AS k ON k.key = r.key";
 
 const EXTERNAL_LISTS: &str = "
     SELECT e.digest, e.files
@@ -152,17 +175,24 @@ impl Ledger {
         Ok(manifests)
     }
 
-    /// How the newest attempt at each key ended: its state and failure message.
+    /// How the newest attempt at each key ended.
     pub(crate) async fn last_attempts(
         &self,
         keys: impl Iterator<Item = NodeKey>,
-    ) -> Result<BTreeMap<NodeKey, (String, Option<String>)>, Error> {
+    ) -> Result<BTreeMap<NodeKey, LastAttempt>, Error> {
         let rows = column(keys)?;
         let rows = self.database.lock().await.fetch(LAST_ATTEMPTS, &[Bind::Text(&rows)]).await?;
         let mut ends = BTreeMap::new();
         for mut row in rows {
             let key = row.text(0).parse().map_err(Error::value)?;
-            ends.insert(key, (row.text(1), row.opt_text(2)));
+            let verdict = match row.opt_text(3).as_deref() {
+                Some("approved") => Some(Verdict::Approved),
+                Some("rejected") => Some(Verdict::Rejected),
+                _ => None,
+            };
+            let ruling =
+                verdict.map(|verdict| Ruling { verdict, reason: row.text(4), by: row.text(5) });
+            ends.insert(key, LastAttempt { state: row.text(1), message: row.opt_text(2), ruling });
         }
         Ok(ends)
     }
@@ -186,14 +216,7 @@ impl Ledger {
             let key = row.text(2).parse().map_err(Error::value)?;
             earlier.insert(i, Earlier { key, run: row.text(1), components, external: Vec::new() });
         }
-        if lists.is_empty() {
-            return Ok(earlier);
-        }
-        let lists = column(lists.into_iter())?;
-        let mut files: BTreeMap<String, FileList> = BTreeMap::new();
-        for mut row in database.fetch(EXTERNAL_LISTS, &[Bind::Text(&lists)]).await? {
-            files.insert(row.text(0), serde_json::from_str(&row.text(1)).map_err(Error::value)?);
-        }
+        let files = file_lists(&mut database, lists).await?;
         for earlier in earlier.values_mut() {
             let digest = earlier.components.external.map(|digest| digest.to_string());
             if let Some(list) = digest.and_then(|digest| files.get(&digest)) {
@@ -201,6 +224,36 @@ impl Ledger {
             }
         }
         Ok(earlier)
+    }
+
+    /// What is known of `keys`, by their text.
+    pub(crate) async fn key_facts(
+        &self,
+        keys: &[NodeKey],
+    ) -> Result<BTreeMap<String, KeyFact>, Error> {
+        let rows = column(keys.iter())?;
+        let mut database = self.database.lock().await;
+        let rows = database.fetch(KEY_FACTS, &[Bind::Text(&rows)]).await?;
+        let (mut facts, mut lists) = (BTreeMap::new(), BTreeSet::new());
+        for mut row in rows {
+            let text = row.text(2);
+            let external = row.opt_text(7);
+            lists.extend(external.clone());
+            let components = read_components(&mut row, external)?;
+            let metrics = row.opt_text(9).map(|text| serde_json::from_str(&text));
+            let metrics = metrics.transpose().map_err(Error::value)?.unwrap_or_default();
+            let key = text.parse().map_err(Error::value)?;
+            let external = Vec::new();
+            facts.insert(text, KeyFact { key, components, external, metrics });
+        }
+        let files = file_lists(&mut database, lists).await?;
+        for fact in facts.values_mut() {
+            let digest = fact.components.external.map(|digest| digest.to_string());
+            if let Some(list) = digest.and_then(|digest| files.get(&digest)) {
+                fact.external.clone_from(list);
+            }
+        }
+        Ok(facts)
     }
 
     /// The cached digests of files below `base`; empty when the cache cannot be read.
@@ -243,6 +296,22 @@ impl Ledger {
         let name = |mut row: Row| format!("{}-{}", row.text(0), row.int(1));
         Ok(rows.into_iter().map(name).collect())
     }
+}
+
+/// The lists of external files with these digests.
+async fn file_lists(
+    database: &mut Database,
+    digests: BTreeSet<String>,
+) -> Result<BTreeMap<String, FileList>, Error> {
+    let mut files = BTreeMap::new();
+    if digests.is_empty() {
+        return Ok(files);
+    }
+    let digests = column(digests.into_iter())?;
+    for mut row in database.fetch(EXTERNAL_LISTS, &[Bind::Text(&digests)]).await? {
+        files.insert(row.text(0), serde_json::from_str(&row.text(1)).map_err(Error::value)?);
+    }
+    Ok(files)
 }
 
 /// Reads columns 3.. of [`EARLIER`].

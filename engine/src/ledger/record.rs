@@ -7,6 +7,7 @@ use serde::Serialize;
 use super::database::{Bind, Database};
 use super::items::{self, ItemCall};
 use super::{Error, Ledger, Owner};
+use crate::digest::Digest;
 use crate::item::{ItemKey, State as ItemState};
 use crate::key::{Components, NodeKey};
 use crate::plan::{FileList, Reason};
@@ -123,8 +124,9 @@ pub(crate) struct Batch {
     pub(crate) events: Vec<EventRow>,
     /// When set, every lease is prolonged to this time.
     pub(crate) lease_until_us: Option<i64>,
-    pub(crate) run_end: Option<RunState>,
     pub(crate) items: Vec<ItemCall>,
+    /// How the run ended, and [`nodes_digest`] when every key is known.
+    pub(crate) run_end: Option<(RunState, Option<Digest>)>,
 }
 
 impl Batch {
@@ -160,8 +162,16 @@ pub(crate) struct Reply {
 }
 
 const INSERT_RUN: &str = "
-    INSERT INTO run (id, pipeline, path, text, params, owner, state, started_us)
-    VALUES ($1, $2, $3, $4, $5, $6, 'running', $7)";
+    INSERT INTO run (id, pipeline, path, text, params, owner, state, started_us, nodes_digest)
+    VALUES ($1, $2, $3, $4, $5, $6, 'running', $7, nullif($8, ''))";
+/// When a run finds everything as the one before left it, its rows are copied inside the database.
+const COPY_RUN_NODES: &str = "
+    INSERT INTO run_node (run_id, run_us, ordinal, name, entry, task, key, state, reason)
+    SELECT $1, $2, n.ordinal, n.name, n.entry, n.task, n.key, 'cached', NULL
+      FROM run_node AS n
+     WHERE n.run_id = (SELECT r.id FROM run AS r
+                        WHERE r.pipeline = $3 AND r.nodes_digest = $4 AND r.id <> $1
+                        ORDER BY r.started_us DESC, r.id LIMIT 1)";
 const INSERT_RUN_NODES: &str = "
     INSERT INTO run_node (run_id, run_us, ordinal, name, entry, task, key, state, reason)
     SELECT $2, $3, r.ordinal, r.name, r.entry, r.task, r.key, r.state, r.reason
@@ -273,7 +283,8 @@ const INSERT_EVENTS: &str = "
 const HEARTBEAT: &str = "
     UPDATE node_key SET lease_until_us = $2 WHERE owner = $1 AND state = 'running'
     RETURNING key, epoch";
-const END_RUN: &str = "UPDATE run SET state = $2, ended_us = $3 WHERE id = $1";
+const END_RUN: &str = "
+    UPDATE run SET state = $2, ended_us = $3, nodes_digest = nullif($4, '') WHERE id = $1";
 
 /// Who writes: the same for all batches of a run.
 pub(crate) struct Writer<'a> {
@@ -285,6 +296,22 @@ pub(crate) struct Writer<'a> {
     /// Grows with each new batch, not when one is sent again.
     pub(crate) sequence: i64,
     pub(crate) peak_memory_bytes: i64,
+}
+
+/// Over everything that a finished node's row says; `None` while a key is unknown.
+pub(crate) fn nodes_digest<'a>(
+    nodes: impl Iterator<Item = (usize, &'a str, &'a str, &'a str, Option<NodeKey>)>,
+) -> Option<Digest> {
+    let mut hasher = blake3::Hasher::new();
+    for (ordinal, name, entry, task, key) in nodes {
+        hasher.update(&(ordinal as u64).to_le_bytes());
+        for text in [name, entry, task] {
+            hasher.update(&(text.len() as u64).to_le_bytes());
+            hasher.update(text.as_bytes());
+        }
+        hasher.update(key?.0.as_bytes());
+    }
+    Some(hasher.finalize().into())
 }
 
 pub(super) fn json(rows: &impl Serialize) -> Result<String, Error> {
@@ -303,8 +330,10 @@ impl Ledger {
         run: NewRun<'_>,
         keys: &BTreeMap<NodeKey, KeyRow>,
     ) -> Result<(), Error> {
-        let nodes = json(&run.nodes)?;
         let now_us = self.clock.now_us();
+        let digest = nodes_digest(run.nodes.iter().map(|row| (row.0, row.1, row.2, row.3, row.4)));
+        let digest = digest.map(|digest| digest.to_string()).unwrap_or_default();
+        let all_cached = run.nodes.iter().all(|row| row.5 == NodeState::Cached);
         let mut database = self.database.lock().await;
         database.begin().await?;
         let write = async {
@@ -316,10 +345,24 @@ impl Ledger {
                 Bind::Text(&run.params),
                 Bind::Text(&owner.id),
                 Bind::Int(now_us),
+                Bind::Text(&digest),
             ];
             database.run(INSERT_RUN, &binds).await?;
-            let binds = [Bind::Text(&nodes), Bind::Text(run.id), Bind::Int(now_us)];
-            database.run(INSERT_RUN_NODES, &binds).await?;
+            let mut n_copied = 0;
+            if all_cached && !digest.is_empty() {
+                let binds = [
+                    Bind::Text(run.id),
+                    Bind::Int(now_us),
+                    Bind::Text(run.pipeline),
+                    Bind::Text(&digest),
+                ];
+                n_copied = database.run(COPY_RUN_NODES, &binds).await?;
+            }
+            if n_copied == 0 {
+                let nodes = json(&run.nodes)?;
+                let binds = [Bind::Text(&nodes), Bind::Text(run.id), Bind::Int(now_us)];
+                database.run(INSERT_RUN_NODES, &binds).await?;
+            }
             insert_keys(&mut database, keys, now_us).await?;
             let started = EventRow {
                 at_us: now_us,
@@ -394,8 +437,14 @@ async fn write(
         items::heartbeat(database, writer, until_us).await?;
     }
     reply.items = items::obey(database, writer, &batch.items, now_us, is_first).await?;
-    if let Some(state) = batch.run_end {
-        let binds = [Bind::Text(writer.run), Bind::Text(state.as_str()), Bind::Int(now_us)];
+    if let Some((state, digest)) = batch.run_end {
+        let digest = digest.map(|digest| digest.to_string()).unwrap_or_default();
+        let binds = [
+            Bind::Text(writer.run),
+            Bind::Text(state.as_str()),
+            Bind::Int(now_us),
+            Bind::Text(&digest),
+        ];
         database.run(END_RUN, &binds).await?;
     }
     Ok(reply)

@@ -23,6 +23,12 @@ const MIGRATIONS: &[Migration] = &[
         sqlite: include_str!("../../../migrations/sqlite/0002_items.sql"),
         postgres: include_str!("../../../migrations/postgres/0002_items.sql"),
     },
+    Migration {
+        version: 3,
+        name: "operators",
+        sqlite: include_str!("../../../migrations/sqlite/0003_operators.sql"),
+        postgres: include_str!("../../../migrations/postgres/0003_operators.sql"),
+    },
 ];
 
 /// The schema that this program reads and writes.

@@ -71,6 +71,10 @@ pub struct RunNodeRow {
     pub duration_us: Option<i64>,
     /// Last progress of the last attempt: done, total (0 when unknown), unit.
     pub progress: Option<(u64, u64, String)>,
+    /// When that progress was reported, in microseconds since 1970.
+    pub progress_at_us: Option<i64>,
+    /// What it will probably take in microseconds, while the run goes on and it is not finished.
+    pub expected_us: Option<i64>,
     /// The last attempt's failure.
     pub failure: Option<Failure>,
     /// Its artifacts.
@@ -195,7 +199,7 @@ const RUN_NODES: &str = "
      WHERE run_id = $1 ORDER BY ordinal";
 const RUN_ATTEMPTS: &str = "
     SELECT node, epoch, started_us, ended_us, failure_kind, failure_message, failure_help,
-           progress_done, progress_total, progress_unit
+           progress_done, progress_total, progress_unit, progress_at_us
       FROM attempt WHERE run_id = $1 ORDER BY started_us, epoch";
 const RUN_OUTPUTS: &str = "
     SELECT n.ordinal, o.port, o.digest, a.size_bytes, a.n_files
@@ -342,6 +346,7 @@ impl Ledger {
                 let ended_us = row.opt_int(3);
                 node.duration_us = ended_us.zip(node.started_us).map(|(end, start)| end - start);
                 node.failure = parse_failure(&mut row, 4);
+                node.progress_at_us = row.opt_int(10);
                 let figures = row.opt_int(7).zip(row.opt_int(8));
                 node.progress = figures
                     .map(|(done, total)| (done.unsigned_abs(), total.unsigned_abs(), row.text(9)));
@@ -412,6 +417,8 @@ fn parse_run_node(row: &mut Row) -> Result<RunNodeRow, Error> {
         started_us: None,
         duration_us: None,
         progress: None,
+        progress_at_us: None,
+        expected_us: None,
         failure: None,
         outputs: Vec::new(),
     })
@@ -454,7 +461,17 @@ impl Engine {
     /// As [`Self::find_run`].
     pub async fn run_detail(&self, run: &str) -> Result<RunDetail, open::Error> {
         let id = self.ledger.find_run(run).await?;
-        Ok(self.ledger.run_detail(&self.owner, &self.store, &id).await?)
+        let mut detail = self.ledger.run_detail(&self.owner, &self.store, &id).await?;
+        if detail.run.state == RunState::Running {
+            let history = self.ledger.history(&detail.run.pipeline).await?;
+            for node in &mut detail.nodes {
+                if matches!(node.state, NodeState::Waiting | NodeState::Running) {
+                    let past = history.expect(&node.name, &node.task);
+                    node.expected_us = past.map(|past| past.duration_us);
+                }
+            }
+        }
+        Ok(detail)
     }
 
     /// A node of a run with everything known of its key: what `sbp why` and `sbp show` print.

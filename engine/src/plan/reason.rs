@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 
 use crate::graph::Node;
 use crate::key::{Components, NodeKey};
+use crate::ledger::Ruling;
 
 /// Why a node runs, waits, or was cut off.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -31,6 +32,11 @@ pub enum Reason {
         last: String,
         /// Its failure, when it has one.
         message: Option<String>,
+    },
+    /// It was parked, and an operator decided.
+    Ruled {
+        /// What, why, and who.
+        ruling: Ruling,
     },
     /// A published artifact is damaged and was quarantined.
     Damaged {
@@ -144,7 +150,27 @@ pub(crate) fn changes(
     external: &FileList,
     earlier: &Earlier,
 ) -> Vec<Change> {
-    let before = &earlier.components;
+    let place = |path: &str| place_of(node, path);
+    let external = || files(&earlier.external, external);
+    differences(&earlier.components, now, sources, &place, &external)
+}
+
+/// Every component in which `now` differs from `before`, with their external files.
+pub(crate) fn changes_between(
+    before: (&Components, &FileList),
+    now: (&Components, &FileList),
+) -> Vec<Change> {
+    let external = || files(before.1, now.1);
+    differences(before.0, now.0, &BTreeMap::new(), &|_| None, &external)
+}
+
+fn differences(
+    before: &Components,
+    now: &Components,
+    sources: &BTreeMap<String, Vec<String>>,
+    place: &dyn Fn(&str) -> Option<String>,
+    external: &dyn Fn() -> Change,
+) -> Vec<Change> {
     let mut changes = Vec::new();
     if before.task != now.task {
         changes.push(Change::Task { from: before.task.clone(), to: now.task.clone() });
@@ -152,7 +178,7 @@ pub(crate) fn changes(
         changes.push(Change::Revision { from: before.revision, to: now.revision });
     }
     params("", &before.params, &now.params, &mut |path, from, to| {
-        let place = place_of(node, &path);
+        let place = place(&path);
         changes.push(Change::Param { path, from: from.cloned(), to: to.cloned(), place });
     });
     let ports: BTreeSet<&String> = before.inputs.keys().chain(now.inputs.keys()).collect();
@@ -170,7 +196,7 @@ pub(crate) fn changes(
         changes.push(Change::Input { port: port.clone(), nodes: nodes.into_iter().collect() });
     }
     if before.external != now.external {
-        changes.push(files(&earlier.external, external));
+        changes.push(external());
     }
     if before.salt != now.salt {
         changes.push(Change::Salt { from: before.salt.clone(), to: now.salt.clone() });
@@ -242,6 +268,7 @@ impl fmt::Display for Reason {
                 write!(f, "last attempt: {last}")?;
                 message.as_ref().map_or(Ok(()), |message| write!(f, ": {message}"))
             }
+            Self::Ruled { ruling } => ruling.fmt(f),
             Self::Damaged { port, problem } => {
                 write!(f, "artifact of port `{port}` is damaged: {problem}")
             }

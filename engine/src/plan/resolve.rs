@@ -10,7 +10,7 @@ use crate::digest::Digest;
 use crate::external::{self, Resolved, StatCache};
 use crate::graph::{Node, Pipeline};
 use crate::key::{Components, InputPart, NodeKey, is_labelled};
-use crate::ledger::{KeyState, KeyStatus, Ledger};
+use crate::ledger::{KeyState, KeyStatus, LastAttempt, Ledger, Ruling};
 use crate::store::{Damage, Manifest, Store};
 
 /// Digests of a finished node's artifacts by port.
@@ -24,6 +24,16 @@ pub(crate) struct NodeResult {
     pub(crate) verdict: Verdict,
     /// Its external files.
     pub(crate) external: Option<Arc<Resolved>>,
+}
+
+impl NodeResult {
+    /// What an operator decided on the missing result.
+    pub(crate) fn ruling(&self) -> Option<&Ruling> {
+        match &self.verdict {
+            Verdict::Missing { reason: Reason::Ruled { ruling }, .. } => Some(ruling),
+            _ => None,
+        }
+    }
 }
 
 /// Whether a node's result is there.
@@ -89,13 +99,16 @@ impl<'a> Resolver<'a> {
     pub(crate) async fn all(&mut self, covered: &[bool]) -> Result<Vec<Option<NodeResult>>, Error> {
         self.read_externals(covered).await?;
         self.known = self.ledger.keys_of_last_run(&self.pipeline.name).await?;
-        self.read_manifests().await?;
+        let digests = outputs_of(self.known.values());
+        self.read_manifests(digests).await?;
         let n_nodes = self.pipeline.nodes.len();
         let mut results: Vec<Option<NodeResult>> = vec![None; n_nodes];
         let mut outputs: Vec<Option<Outputs>> = vec![None; n_nodes];
         loop {
             let ask = blocking(|| self.pass(covered, &mut results, &mut outputs));
             if ask.is_empty() {
+                // From here on the ledger is asked about few keys at a time.
+                self.known.clear();
                 return Ok(results);
             }
             for (index, result) in self.ask(ask).await? {
@@ -133,6 +146,8 @@ impl<'a> Resolver<'a> {
                     outputs[index] = Some(made.clone());
                     let verdict = Verdict::Cached(made);
                     let external = self.external(index);
+                    // Nobody asks any more what the key is made of.
+                    let components = Components::default();
                     results[index] = Some(NodeResult { key, components, verdict, external });
                 }
                 _ => ask.push((index, components)),
@@ -177,8 +192,7 @@ impl<'a> Resolver<'a> {
             .map(|(index, components)| (index, components.key(), components))
             .collect();
         let states = self.ledger.keys(keyed.iter().map(|(_, key, _)| *key)).await?;
-        self.known.extend(states.clone());
-        self.read_manifests().await?;
+        self.read_manifests(outputs_of(states.values())).await?;
         let mut results = Vec::with_capacity(keyed.len());
         let mut missing: Vec<(usize, NodeKey, Option<Reason>)> = Vec::new();
         for (index, key, components) in keyed {
@@ -248,8 +262,12 @@ impl<'a> Resolver<'a> {
             let (index, result) = &mut results[at];
             let because = if let Some(reason) = known {
                 reason
-            } else if let Some((last, message)) = ends.get(&key) {
-                Reason::Unfinished { last: last.clone(), message: message.clone() }
+            } else if let Some(LastAttempt { state, message, ruling }) = ends.get(&key) {
+                let (last, message) = (state.clone(), message.clone());
+                match ruling.clone() {
+                    Some(ruling) => Reason::Ruled { ruling },
+                    None => Reason::Unfinished { last, message },
+                }
             } else if let Some(earlier) = earlier.remove(&at) {
                 let sources = self.source_names(&nodes[*index]);
                 let list = result.external.as_ref().map(|found| found.list()).unwrap_or_default();
@@ -305,10 +323,8 @@ impl<'a> Resolver<'a> {
         Ok(())
     }
 
-    /// Reads the manifests of all known artifacts that were not read yet.
-    async fn read_manifests(&mut self) -> Result<(), Error> {
-        let digests: BTreeSet<Digest> =
-            self.known.values().flat_map(|state| state.outputs.values()).copied().collect();
+    /// Reads those of the manifests that were not read yet.
+    async fn read_manifests(&mut self, digests: BTreeSet<Digest>) -> Result<(), Error> {
         let fresh: Vec<Digest> =
             digests.into_iter().filter(|digest| !self.manifests.contains_key(digest)).collect();
         if !fresh.is_empty() {
@@ -372,6 +388,11 @@ impl<'a> Resolver<'a> {
     pub(crate) fn external(&self, index: usize) -> Option<Arc<Resolved>> {
         self.externals.get(&index).cloned()
     }
+}
+
+/// The artifacts of keys in these states.
+fn outputs_of<'k>(states: impl Iterator<Item = &'k KeyState>) -> BTreeSet<Digest> {
+    states.flat_map(|state| state.outputs.values()).copied().collect()
 }
 
 /// Whether the artifact is what was published. A file that was only touched is read in full.

@@ -19,14 +19,16 @@ use super::report::{NodeState, Options, RunEvent, RunSummary, Stop};
 use crate::graph::Node;
 use crate::item::{self, ItemKey};
 use crate::key::NodeKey;
-use crate::ledger::Batch;
+use crate::ledger::{Batch, Verdict as Ruled};
 use crate::open::{Engine, Error};
-use crate::plan::{NodeResult, Outputs, Resolver, Verdict};
+use crate::plan::{NodeResult, Outputs, Reason, Resolver, Verdict};
 use crate::schedule::{Amounts, Event, Policy, State};
 use crate::task::{CancelToken, Failure, FailureKind};
 
 /// How often reports reach the observer.
 const REPORT_EVERY: Duration = Duration::from_millis(100);
+/// How often the ledger is asked whether an operator wants something stopped.
+const LISTEN_EVERY: Duration = Duration::from_secs(1);
 /// How often reports alone cause a transaction.
 const FLUSH_EVERY: Duration = Duration::from_millis(500);
 
@@ -93,6 +95,7 @@ pub(super) struct Driver<'a> {
     last_report: Instant,
     last_flush: Instant,
     last_heartbeat: Instant,
+    last_listen: Instant,
 }
 
 impl<'a> Driver<'a> {
@@ -104,13 +107,13 @@ impl<'a> Driver<'a> {
         covered: &[bool],
         results: Vec<Option<NodeResult>>,
         run: String,
+        weights: &[u64],
     ) -> Self {
         let pipeline = resolver.pipeline;
         let seed = u64::from_le_bytes(
             *blake3::hash(run.as_bytes()).as_bytes().first_chunk().expect("a hash has 32 bytes"),
         );
         let policy = Policy { total, keep_going: options.keep_going, seed };
-        let weights = vec![1; pipeline.nodes.len()];
         let n_nodes = pipeline.nodes.len();
         let now = Instant::now();
         Self {
@@ -120,7 +123,7 @@ impl<'a> Driver<'a> {
             run,
             events: VecDeque::new(),
             is_pumping: false,
-            state: State::new(pipeline, covered, &weights, policy),
+            state: State::new(pipeline, covered, weights, policy),
             covered: covered.to_vec(),
             resolver: Some(resolver),
             outputs: vec![None; n_nodes],
@@ -148,6 +151,7 @@ impl<'a> Driver<'a> {
             last_report: now,
             last_flush: now,
             last_heartbeat: now,
+            last_listen: now,
         }
     }
 
@@ -221,6 +225,7 @@ impl<'a> Driver<'a> {
     /// How long nothing has to be done unless something happens.
     fn wake_after(&self) -> Duration {
         let mut wake = self.heartbeat_every().saturating_sub(self.last_heartbeat.elapsed());
+        wake = wake.min(LISTEN_EVERY.saturating_sub(self.last_listen.elapsed()));
         if !self.attempts.is_empty() {
             wake = wake.min(REPORT_EVERY.saturating_sub(self.last_report.elapsed()));
         }
@@ -249,8 +254,12 @@ impl<'a> Driver<'a> {
             self.batch.progress.append(&mut self.reports.progress);
             self.last_flush = Instant::now();
         }
-        if self.batch.is_empty() && self.asks.is_empty() {
+        let listen = self.last_listen.elapsed() >= LISTEN_EVERY;
+        if self.batch.is_empty() && self.asks.is_empty() && !listen {
             return None;
+        }
+        if listen {
+            self.last_listen = Instant::now();
         }
         let resolver = self.resolver.take()?;
         let mut asks = Vec::new();
@@ -269,6 +278,7 @@ impl<'a> Driver<'a> {
             batch: std::mem::take(&mut self.batch),
             asks,
             recover,
+            listen,
             run: self.run.clone(),
             lease_until_us: self.lease_until_us(),
             sequence: self.sequence,
@@ -281,13 +291,16 @@ impl<'a> Driver<'a> {
 
     /// Takes in what came back.
     fn land(&mut self, landing: Landing<'a>) {
-        let Landing { resolver, batch, reply, resolved, unreadable, desks } = landing;
+        let Landing { resolver, batch, reply, resolved, unreadable, desks, cancels } = landing;
         self.resolver = Some(resolver);
         for (desk, states) in desks.into_iter().zip(reply.items) {
             // The attempt may have been given up meanwhile.
             let _ = desk.send(states);
         }
         self.remove_items(reply.collected);
+        for wanted in cancels {
+            self.obey_operator(wanted);
+        }
         for key in batch.publishes.keys() {
             let Some(node) = self.by_key.get(key).copied() else { continue };
             if reply.published.contains(key) {
@@ -364,6 +377,13 @@ impl<'a> Driver<'a> {
                 self.outputs[node] = Some(outputs.clone());
                 self.results[node] = Some(result);
                 self.step(Event::Cached { node });
+            }
+            Verdict::Missing { reason: Reason::Ruled { ruling }, .. }
+                if ruling.verdict == Ruled::Rejected =>
+            {
+                self.failures.insert(node, Failure::permanent(ruling.to_string()));
+                self.results[node] = Some(result);
+                self.step(Event::Failed { node, kind: FailureKind::Permanent });
             }
             Verdict::Missing { .. } => {
                 self.by_key.insert(key, node);

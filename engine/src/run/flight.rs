@@ -35,6 +35,8 @@ pub(super) struct Landing<'a> {
     pub(super) unreadable: Vec<(usize, String)>,
     /// Who waits for an answer about items, in the order of the batch.
     pub(super) desks: Vec<Sender<Vec<State>>>,
+    /// Nodes that an operator wants stopped; `None` stands for the run.
+    pub(super) cancels: Vec<Option<String>>,
 }
 
 /// A flight under way.
@@ -47,6 +49,8 @@ pub(super) struct Cargo<'a> {
     pub(super) asks: Vec<Ask>,
     /// Whether to look for dead owners first.
     pub(super) recover: bool,
+    /// Whether to ask what operators want stopped.
+    pub(super) listen: bool,
     pub(super) run: String,
     pub(super) lease_until_us: i64,
     pub(super) sequence: i64,
@@ -57,7 +61,7 @@ pub(super) struct Cargo<'a> {
 
 /// Sends the cargo off.
 pub(super) async fn fly<'a>(engine: &'a Engine, cargo: Cargo<'a>) -> Result<Landing<'a>, Error> {
-    let Cargo { mut resolver, batch, asks, recover, run, trouble, desks, .. } = cargo;
+    let Cargo { mut resolver, batch, asks, recover, listen, run, trouble, desks, .. } = cargo;
     let (ledger, owner): (&Ledger, &Owner) = (&engine.ledger, &engine.owner);
     let writer = Writer {
         owner,
@@ -73,6 +77,10 @@ pub(super) async fn fly<'a>(engine: &'a Engine, cargo: Cargo<'a>) -> Result<Land
     }
     if !batch.is_empty() {
         reply = patiently(&trouble, || ledger.commit(&writer, &batch)).await?;
+    }
+    let mut cancels = Vec::new();
+    if listen {
+        cancels = patiently(&trouble, || ledger.take_cancel_requests(&run)).await?;
     }
     let mut unreadable = Vec::new();
     let mut questions = Vec::with_capacity(asks.len());
@@ -102,7 +110,7 @@ pub(super) async fn fly<'a>(engine: &'a Engine, cargo: Cargo<'a>) -> Result<Land
             }
         };
     }
-    Ok(Landing { resolver, batch, reply, resolved, unreadable, desks })
+    Ok(Landing { resolver, batch, reply, resolved, unreadable, desks, cancels })
 }
 
 /// Calls `attempt` until it succeeds, fails for good, or patience ends.

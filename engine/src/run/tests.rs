@@ -62,6 +62,7 @@ impl Task for Scripted {
         match act {
             "fail" => return Err(Failure::permanent("told to fail")),
             "flaky" if n_before < n => return Err(Failure::transient("not yet")),
+            "park" if ctx.is_approved() => {}
             "park" => return Err(Failure::parked("needs a decision")),
             "panic" => panic!("told to panic"),
             "wait" => loop {
@@ -341,4 +342,5 @@ async fn a_changed_param_reruns_exactly_what_depends_on_it() {
 }
 
 mod items;
+mod operate;
 mod trouble;

@@ -27,6 +27,7 @@ pub(crate) const TOP_KEYS: &[(&str, &str)] = &[
     ("version", "version of the format; always `1`"),
     ("name", "name of the pipeline; the file's stem when left out"),
     ("doc", "what the pipeline is for"),
+    ("include", "files whose params, env, defaults and nodes are added, relative to this one"),
     ("params", "typed params that `--set NAME=VALUE` can change"),
     ("env", "environment variables that expressions may read, with defaults"),
     ("defaults", "settings for all nodes (`all`) and settings and params for a task (`tasks`)"),
@@ -264,7 +265,10 @@ pub(crate) fn document<'y, 't>(
 
 /// Whether a map has `ours` under a wrong name, so that its absence is no second mistake.
 pub(crate) fn has_misspelled(map: &Map<'_>, ours: &str) -> bool {
-    map.0.iter().any(|(key, _)| {
+    let is_ours =
+        |key: &str| TOP_KEYS.iter().chain(NODE_KEYS).chain(SETTINGS).any(|(name, _)| *name == key);
+    // Most keys are right, and looking for what was meant costs time.
+    map.0.iter().filter(|(key, _)| !is_ours(&key.text)).any(|(key, _)| {
         FOREIGN_KEYS.iter().any(|(word, meant)| *word == key.text && *meant == ours)
             || (key.text != ours && nearest::nearest(&key.text, [ours]).is_some())
     })

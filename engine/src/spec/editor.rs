@@ -35,6 +35,9 @@ pub fn schema(registry: &Registry) -> Value {
     for (key, doc) in TOP_KEYS {
         let mut schema = match *key {
             "version" => json!({"const": VERSION}),
+            "include" => json!({
+                "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}],
+            }),
             "params" => {
                 json!({"type": "object", "additionalProperties": {"$ref": "#/$defs/param"}})
             }

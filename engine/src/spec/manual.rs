@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use super::check::{NODE_KEYS, NODES_MAX, TOP_KEYS};
 use super::expr::FILTERS;
+use super::include::FILES_MAX;
 use super::params::{PARAM_KEYS, TYPES};
 use super::settings::{RESOURCES, RETRY, SETTINGS};
 use super::shape::{Record, Shape, ShapeKind};
@@ -64,6 +65,13 @@ const VALUES: &str = "\
 | size | `512MiB`, `1.5GiB`, `2GB`, or a count of bytes |
 ";
 
+const INCLUDES: &str = "`include: FILE`, or a list of files, adds the `params`, `env`, `defaults` and `nodes` of other files,
+which may include files themselves. Names are relative to the file that has them, and have no
+expressions. What an included file says of itself (`version`, `name`, `doc`) does not count, so a whole
+pipeline can be included. A name that two files define is an error; a file that is included twice counts
+once.
+";
+
 /// The YAML reference: the language, then the tasks of `registry`.
 pub fn reference(registry: &Registry) -> String {
     let mut text = String::from("# YAML reference\n\n");
@@ -78,12 +86,15 @@ pub fn reference(registry: &Registry) -> String {
     section(&mut text, "Settings of a node", defaults, SETTINGS);
     section(&mut text, "Keys of `resources`", "", RESOURCES);
     section(&mut text, "Keys of `retry`", "", RETRY);
+    paragraph(&mut text, "Includes", INCLUDES);
     paragraph(&mut text, "References", REFERENCES);
     paragraph(&mut text, "Matrix", MATRIX);
     paragraph(&mut text, "Conditions", WHEN);
     section(&mut text, "Expressions", &format!("{EXPRESSIONS}\n"), FILTERS);
     paragraph(&mut text, "Values", VALUES);
-    let limits = format!("A pipeline expands to at most {NODES_MAX} nodes.\n");
+    let limits = format!(
+        "A pipeline expands to at most {NODES_MAX} nodes and has at most {FILES_MAX} files.\n"
+    );
     paragraph(&mut text, "Limits", &limits);
     text.push_str("\n# Tasks\n");
     for entry in registry.iter() {

@@ -35,18 +35,51 @@ impl Span {
     }
 }
 
-/// A pipeline file: its name as the user gave it, its text, and where its lines start.
+/// A pipeline's text, with where its lines start, and the names of its files as the user gave them.
+/// Included files follow the pipeline's own, each at the start of a line.
 pub struct Source {
-    name: Arc<str>,
+    files: Vec<File>,
     text: Arc<str>,
     line_starts: Vec<u32>,
 }
 
+struct File {
+    name: Arc<str>,
+    start: usize,
+    /// Index of its first line.
+    first_line: usize,
+}
+
 impl Source {
     pub(crate) fn new(name: &str, text: Arc<str>) -> Self {
+        Self::of_files(vec![(0, name.to_owned())], text)
+    }
+
+    /// A source of several files, each with the byte at which it starts, in order.
+    pub(crate) fn of_files(names: Vec<(usize, String)>, text: Arc<str>) -> Self {
         let breaks = text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n');
-        let line_starts = std::iter::once(0).chain(breaks.map(|(i, _)| i as u32 + 1)).collect();
-        Self { name: name.into(), text, line_starts }
+        let line_starts: Vec<u32> =
+            std::iter::once(0).chain(breaks.map(|(i, _)| i as u32 + 1)).collect();
+        let file = |(start, name): (usize, String)| {
+            let first_line = line_starts.partition_point(|line| (*line as usize) < start);
+            File { name: name.into(), start, first_line }
+        };
+        let files = names.into_iter().map(file).collect();
+        Self { files, text, line_starts }
+    }
+
+    /// The file that holds `offset`, and the end of its text.
+    fn file(&self, offset: usize) -> (&File, usize) {
+        let next = self.files.partition_point(|file| file.start <= offset).max(1);
+        // The line break between two files belongs to none.
+        let end = self.files.get(next).map_or(self.text.len(), |next| next.start - 1);
+        (&self.files[next - 1], end)
+    }
+
+    /// The rest of the file from `offset` on.
+    pub(crate) fn rest(&self, offset: usize) -> &str {
+        let end = self.file(offset).1;
+        &self.text[offset.min(end)..end]
     }
 
     pub(crate) fn text(&self) -> &Arc<str> {
@@ -59,7 +92,7 @@ impl Source {
     }
 
     /// Index of the line that holds `offset`.
-    fn line_of(&self, offset: usize) -> usize {
+    pub(crate) fn line_of(&self, offset: usize) -> usize {
         self.line_starts.partition_point(|start| *start as usize <= offset) - 1
     }
 
@@ -82,7 +115,9 @@ impl Source {
         let line = self.line_of(offset as usize);
         let start = self.line_starts[line] as usize;
         let column = self.text[start..offset as usize].chars().count() as u32 + 1;
-        Place { file: Arc::clone(&self.name), line: line as u32 + 1, column }
+        let file = self.file(offset as usize).0;
+        let line = (line - file.first_line) as u32 + 1;
+        Place { file: Arc::clone(&file.name), line, column }
     }
 
     /// A window of an overlong line, on character boundaries.
@@ -104,11 +139,12 @@ impl Source {
         line: usize,
         column: usize,
     ) -> MietteSpanContents<'_> {
+        let file = self.file(start).0;
         MietteSpanContents::new_named(
-            self.name.to_string(),
+            file.name.to_string(),
             &self.text.as_bytes()[start..end],
             SourceSpan::from((start, end - start)),
-            line,
+            line - file.first_line,
             column,
             self.text[start..end].lines().count().max(1),
         )
@@ -131,8 +167,11 @@ impl SourceCode for Source {
             let column = self.text[self.line_starts[first] as usize..start].chars().count();
             return Ok(Box::new(self.contents(start, end, first, column)));
         }
-        let lines = first.saturating_sub(lines_before)
-            ..(last + lines_after + 1).min(self.line_starts.len());
+        let (file, end_of_file) = self.file(start);
+        // Lines of another file would only confuse, unless a second label stands there.
+        let last_of_file = self.line_of(end_of_file).max(last);
+        let lines = first.saturating_sub(lines_before).max(file.first_line)
+            ..(last + lines_after + 1).min(last_of_file + 1);
         let longest = lines.clone().map(|line| self.line_range(line).len()).max().unwrap_or(0);
         if longest > SHOWN_BYTES_MAX {
             return Ok(Box::new(self.window(*span, first)));
@@ -145,7 +184,7 @@ impl SourceCode for Source {
 
 impl fmt::Debug for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Source").field("name", &self.name).finish_non_exhaustive()
+        f.debug_struct("Source").field("name", &self.files[0].name).finish_non_exhaustive()
     }
 }
 
@@ -195,6 +234,14 @@ impl Mistake {
     #[must_use]
     pub(crate) fn warning(mut self) -> Self {
         self.severity = Severity::Warning;
+        self
+    }
+
+    /// The same mistake in a text that stands `by` bytes further on.
+    pub(crate) fn moved(mut self, by: usize) -> Self {
+        for (span, _) in &mut self.labels {
+            *span = Span::new(span.start as usize + by, span.end as usize + by);
+        }
         self
     }
 

@@ -127,7 +127,7 @@ impl ParamType {
 fn parse_yaml(text: &str) -> Option<Value> {
     let source = std::sync::Arc::new(Source::new("--set", text.into()));
     let mut sink = Sink::new(std::sync::Arc::clone(&source));
-    let yaml = yaml::read(text, &source, &mut sink)?;
+    let yaml = yaml::read(text, 0..text.len(), &source, &mut sink)?;
     (sink.n_errors() == 0).then(|| plain(&yaml))
 }
 

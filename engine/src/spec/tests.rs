@@ -2,6 +2,8 @@
 
 mod documents;
 mod expansion;
+mod hostile;
+mod includes;
 mod laws;
 mod mistakes;
 mod tasks;

@@ -6,6 +6,7 @@
 //! what the reader of the value asks for.
 
 use std::borrow::Cow;
+use std::ops::Range;
 
 use indexmap::{IndexMap, IndexSet};
 use saphyr_parser::{Event, Marker, Parser, ScalarStyle, ScanError, StrInput, Tag};
@@ -107,12 +108,20 @@ impl<'t> Yaml<'t> {
     }
 }
 
-/// Reads the one document of a file. `None` when nothing usable could be read; then a mistake says
-/// why.
-pub(crate) fn read<'t>(text: &'t str, source: &Source, sink: &mut Sink) -> Option<Yaml<'t>> {
+/// Reads the one document of the file that is `part` of `text`. `None` when nothing usable could be
+/// read; then a mistake says why.
+pub(crate) fn read<'t>(
+    text: &'t str,
+    part: Range<usize>,
+    source: &Source,
+    sink: &mut Sink,
+) -> Option<Yaml<'t>> {
     // A byte order mark is not part of the text, but offsets still count it.
-    let base = if text.starts_with('\u{feff}') { '\u{feff}'.len_utf8() } else { 0 };
+    let has_mark = text[part.clone()].starts_with('\u{feff}');
+    let base = part.start + if has_mark { '\u{feff}'.len_utf8() } else { 0 };
+    let text = &text[..part.end];
     let mut loader = Loader {
+        text,
         source,
         sink,
         offsets: Offsets::new(&text[base..], base),
@@ -172,6 +181,7 @@ enum Next<'t> {
 }
 
 struct Loader<'a, 't> {
+    text: &'t str,
     source: &'a Source,
     sink: &'a mut Sink,
     offsets: Offsets<'t>,
@@ -187,6 +197,7 @@ impl<'t> Loader<'_, 't> {
         match event {
             Event::Scalar(text, style, anchor, tag) => {
                 let plain = style == ScalarStyle::Plain && !self.tag(tag.as_deref(), span);
+                let text = self.borrowed(text, span);
                 let value = Yaml { span, kind: Kind::Scalar(Scalar { text, plain }) };
                 self.close(anchor, value)
             }
@@ -220,6 +231,15 @@ impl<'t> Loader<'_, 't> {
             | Event::StreamEnd
             | Event::DocumentStart(_)
             | Event::DocumentEnd => Ok(()),
+        }
+    }
+
+    /// The text as a part of the file where it is one: the parser gives copies with room to grow,
+    /// which would be most of the memory of a large file.
+    fn borrowed(&self, text: Cow<'t, str>, span: Span) -> Cow<'t, str> {
+        match self.text.get(span.start as usize..span.end as usize) {
+            Some(same) if same == text => Cow::Borrowed(same),
+            _ => text,
         }
     }
 
@@ -383,13 +403,13 @@ fn syntax_mistake(
 ) -> Mistake {
     let at = offsets.offset(*error.marker());
     let open = open.filter(|open| source.slice(*open).starts_with(['{', '[']));
-    if let Some(open) = open.filter(|_| source.text()[at..].trim().is_empty()) {
+    if let Some(open) = open.filter(|_| source.rest(at).trim().is_empty()) {
         let bracket = source.slice(open).chars().next().unwrap_or_default();
         let at = Span::new(open.start as usize, open.start as usize + 1);
         return Mistake::new("spec::syntax", format!("`{bracket}` is not closed"))
             .at(at, "opened here");
     }
-    let line = source.line_range(source.place(at as u32).line as usize - 1);
+    let line = source.line_range(source.line_of(at));
     let line_text = &source.text()[line.clone()];
     let indent = &line_text[..line_text.len() - line_text.trim_start().len()];
     if let Some(tab) = indent.find('\t') {

@@ -172,6 +172,8 @@ pub struct ContextParts {
     pub n_threads: usize,
     /// Memory granted, in bytes; `None` when the node asks for no limit.
     pub memory_bytes: Option<u64>,
+    /// Whether an operator approved what parked an earlier attempt.
+    pub is_approved: bool,
     /// Tells the task to stop.
     pub cancel: CancelToken,
     /// Takes the task's reports.
@@ -229,6 +231,12 @@ impl Context {
     /// Memory granted by the node's `mem` resource, in bytes.
     pub fn memory_bytes(&self) -> Option<u64> {
         self.parts.memory_bytes
+    }
+
+    /// Whether an earlier attempt parked and an operator approved it since: a task that would park
+    /// goes on.
+    pub fn is_approved(&self) -> bool {
+        self.parts.is_approved
     }
 
     /// The newest valid checkpoint of this node's key, whichever run wrote it.

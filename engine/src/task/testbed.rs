@@ -42,6 +42,8 @@ pub struct Bench {
     pub external: Vec<ExternalFile>,
     /// Threads granted.
     pub n_threads: usize,
+    /// Whether the task may go on where it would park.
+    pub is_approved: bool,
     /// Stops the task.
     pub cancel: CancelToken,
     /// What the task reported.
@@ -58,6 +60,7 @@ impl Bench {
             inputs: BTreeMap::new(),
             external: Vec::new(),
             n_threads: 2,
+            is_approved: false,
             cancel: CancelToken::default(),
             sink: Arc::default(),
             items: Arc::default(),
@@ -112,6 +115,7 @@ impl Bench {
             external: self.external.clone(),
             n_threads: self.n_threads,
             memory_bytes: None,
+            is_approved: self.is_approved,
             cancel: self.cancel.clone(),
             sink: Arc::<MemorySink>::clone(&self.sink),
         };

@@ -149,6 +149,7 @@ fn attempt(world: &World, name: &str, cancel_at: u64, n_threads: usize) -> Resul
         external: Vec::new(),
         n_threads,
         memory_bytes: None,
+        is_approved: false,
         cancel: cancel.clone(),
         sink: Arc::new(CancelAt { step: cancel_at, token: cancel }),
     });

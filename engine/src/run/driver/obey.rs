@@ -168,6 +168,7 @@ impl Driver<'_> {
                 external: external.as_ref().map_or_else(Vec::new, |found| found.files.clone()),
                 n_threads: cpu as usize,
                 memory_bytes: spec.resources.memory_bytes,
+                is_approved: result.ruling().is_some(),
                 cancel: cancel.clone(),
                 sink,
             },
@@ -309,6 +310,19 @@ impl Driver<'_> {
         self.observe(&RunEvent::Stopping { n_running: self.state.n_running() });
     }
 
+    /// Stops what an operator wants stopped: the run, or a node and what needs it.
+    pub(super) fn obey_operator(&mut self, wanted: Option<String>) {
+        let Some(name) = wanted else {
+            self.stop();
+            return;
+        };
+        let node = self.nodes.iter().position(|node| node.name == name);
+        if let Some(node) = node.filter(|node| self.covered[*node]) {
+            self.event(node, None, "cancel_obeyed", None);
+            self.step(Event::Cancel { node });
+        }
+    }
+
     fn end(&mut self, node: usize, epoch: i64, failure: Failure) {
         if epoch < 0 {
             return;
@@ -417,6 +431,7 @@ fn event_of(state: NodeState) -> &'static str {
 fn why_text(why: Why) -> String {
     match why {
         Why::Stop => "the run was stopped".to_owned(),
+        Why::Operator => "an operator stopped it".to_owned(),
         Why::Timeout(limit) => format!("took longer than its timeout of {limit:?}"),
         Why::Stall(limit) => format!("made no progress for {limit:?}"),
     }

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use super::super::report::{Counts, NodeFailure, NodeState, RunEvent, RunState, RunSummary};
 use super::{Driver, REPORT_EVERY};
-use crate::ledger::{Batch, EventRow, LogLine, MetricRow, ProgressRow, Writer};
+use crate::ledger::{Batch, EventRow, LogLine, MetricRow, ProgressRow, Writer, nodes_digest};
 use crate::open::Error;
 use crate::plan::artifacts;
 use crate::schedule::Event;
@@ -86,7 +86,12 @@ impl Driver<'_> {
         batch.metrics.extend(metrics);
         batch.logs.extend(logs);
         batch.progress.extend(progress);
-        batch.run_end = Some(state);
+        let rows = self.nodes.iter().enumerate().filter(|(node, _)| self.covered[*node]);
+        let digest = nodes_digest(rows.map(|(index, node)| {
+            let key = self.results[index].as_ref().map(|result| result.key);
+            (index, node.name.as_str(), node.entry.as_str(), node.task.kind(), key)
+        }));
+        batch.run_end = Some((state, digest));
         batch.events.push(EventRow {
             at_us: self.now_us(),
             node: None,

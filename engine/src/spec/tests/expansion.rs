@@ -129,13 +129,13 @@ fn expected_facts_are_numbers_of_output_ports() {
         )
     };
     let pipeline =
-        pipeline(&text("{corpus: {documents: \"${{ params.n * 2 }}\", tokens: 1e9}}"), &[]);
-    let facts = &pipeline.nodes[0].expect["corpus"];
+        pipeline(&text("{docs: {documents: \"${{ params.n * 2 }}\", tokens: 1e9}}"), &[]);
+    let facts = &pipeline.nodes[0].expect["docs"];
     assert_eq!((facts.get("documents"), facts.get("tokens")), (Some(6.0), Some(1e9)));
     let codes = |expect: &str| -> Vec<&str> {
         read(&text(expect), &[]).mistakes.iter().map(crate::spec::Mistake::code).collect()
     };
     assert!(codes("{corpse: {documents: 1}}").contains(&"spec::unknown_key"));
-    assert!(codes("{corpus: {documents: -1}}").contains(&"spec::wrong_type"));
-    assert!(codes("{corpus: {documents: many}}").contains(&"spec::wrong_type"));
+    assert!(codes("{docs: {documents: -1}}").contains(&"spec::wrong_type"));
+    assert!(codes("{docs: {documents: many}}").contains(&"spec::wrong_type"));
 }

@@ -1,0 +1,159 @@
+//! What operators do to runs and to what runs leave.
+
+use super::*;
+use crate::ledger::{GarbageKind, Keep, Ruling, Verdict};
+
+fn ruling(verdict: Verdict) -> Ruling {
+    Ruling { verdict, reason: "looked at ten".to_owned(), by: "ada@here".to_owned() }
+}
+
+fn keep(n_runs: u32) -> Keep {
+    Keep { n_runs, since_us: i64::MIN }
+}
+
+fn parking() -> Bench {
+    let mut bench = Bench::new();
+    bench.node("gate", &[], json!({"text": "go", "act": "park"}));
+    bench.node("after", &["gate"], json!({"keep_inputs": true}));
+    bench
+}
+
+#[tokio::test]
+async fn an_approved_node_goes_on_and_says_why() {
+    let bench = parking();
+    let parked = bench.run().await;
+    assert_eq!((parked.state, counts(&parked)), (RunState::Parked, [0, 0, 0, 1]));
+    let engine = bench.engine().await;
+    engine.rule("last", "gate", &ruling(Verdict::Approved)).await.unwrap();
+    let why = bench.plan().await["gate"].1.as_ref().unwrap().to_string();
+    assert_eq!(why, "approved by ada@here: looked at ten");
+    let summary = bench.run().await;
+    assert_eq!((summary.state, counts(&summary)), (RunState::Done, [2, 0, 0, 0]));
+    assert_eq!(text_of(&summary, "after"), "go");
+    let error = engine.rule("last", "gate", &ruling(Verdict::Rejected)).await.unwrap_err();
+    assert!(error.to_string().ends_with("is done; only a parked node waits for a decision"));
+}
+
+#[tokio::test]
+async fn a_rejected_node_fails_without_running() {
+    let bench = parking();
+    bench.run().await;
+    let engine = bench.engine().await;
+    engine.rule("last", "gate", &ruling(Verdict::Rejected)).await.unwrap();
+    let summary = bench.run().await;
+    assert_eq!((summary.state, counts(&summary)), (RunState::Failed, [0, 0, 1, 1]));
+    assert_eq!(summary.failures[0].failure.message, "rejected by ada@here: looked at ten");
+    assert_eq!(bench.n_runs("gate"), 1);
+}
+
+/// Asks through the ledger, as another process does, once the node runs.
+struct CancelAt {
+    runs: tokio::sync::watch::Sender<bool>,
+}
+
+impl Observer for CancelAt {
+    fn observe(&self, event: &RunEvent) {
+        if matches!(event, RunEvent::Started { node, .. } if node == "endless") {
+            self.runs.send_replace(true);
+        }
+    }
+}
+
+async fn cancelled(what: Option<&str>) -> (Bench, RunSummary) {
+    let mut bench = Bench::new();
+    bench.node("endless", &[], json!({"act": "wait"}));
+    bench.node("after", &["endless"], json!({}));
+    bench.node("other", &[], json!({"text": "other"}));
+    let observer = Arc::new(CancelAt { runs: tokio::sync::watch::Sender::new(false) });
+    let mut runs = observer.runs.subscribe();
+    let options = Options { observer, ..options() };
+    let (driver, operator) = (bench.engine().await, bench.engine().await);
+    let stop = Stop::default();
+    let run = driver.run(&bench.pipeline, options, &stop);
+    let ask = async {
+        runs.wait_for(|runs| *runs).await.unwrap();
+        operator.cancel("last", what, "ada@here").await.unwrap()
+    };
+    let (summary, asked) = tokio::join!(run, ask);
+    let summary = summary.unwrap();
+    assert_eq!(asked.run, summary.run);
+    let error = operator.cancel("last", what, "ada@here").await.unwrap_err();
+    assert!(error.to_string().ends_with("is cancelled; there is nothing to stop"), "{error}");
+    (bench, summary)
+}
+
+#[tokio::test]
+async fn a_running_driver_obeys_the_ledger() {
+    let (_, summary) = cancelled(None).await;
+    assert_eq!(summary.state, RunState::Cancelled);
+    let (_, summary) = cancelled(Some("endless")).await;
+    assert_eq!((summary.nodes.cancelled, summary.nodes.ran), (2, 1));
+}
+
+/// Artifact digests in the store.
+fn stored(engine: &Engine) -> Vec<String> {
+    engine.store().artifacts().unwrap().iter().map(ToString::to_string).collect()
+}
+
+#[tokio::test]
+async fn collecting_never_breaks_a_resume() {
+    let mut bench = Bench::new();
+    bench.node("a", &[], json!({"text": "a1"}));
+    bench.node("b", &["a"], json!({"text": "b", "keep_inputs": true}));
+    let old = bench.run().await;
+    for text in ["a2", "a3"] {
+        bench.set("a", "text", json!(text));
+        bench.run().await;
+    }
+    // The newest run gets no further than its first node, so the one before it still counts.
+    bench.set("b", "act", json!("fail"));
+    bench.set("b", "text", json!("new b"));
+    bench.run().await;
+    let engine = bench.engine().await;
+    assert_eq!(stored(&engine).len(), 6);
+    let list = engine.garbage(keep(2)).await.unwrap();
+    let names: Vec<(&str, GarbageKind)> =
+        list.garbage.iter().map(|one| (one.node.as_deref().unwrap(), one.kind)).collect();
+    // Of `a` the newest two runs share a key; `b` failed in the newest.
+    assert_eq!(names.len(), 3 + 1, "{names:?}");
+    assert!(names.iter().all(|(_, kind)| *kind == GarbageKind::Artifact));
+    assert!(list.cost_us >= 0 && list.size_bytes > 0);
+    engine.tag("keeper", &old.run).await.unwrap();
+    assert_eq!(engine.garbage(keep(2)).await.unwrap().garbage.len(), 2);
+    assert!(engine.untag("keeper").await.unwrap());
+    let pinned = old.outputs["b"]["out"].digest.to_string();
+    engine.pin(&pinned, "b", "ada@here").await.unwrap();
+    let list = engine.garbage(keep(2)).await.unwrap();
+    assert_eq!(list.garbage.len(), 3);
+    assert_eq!(engine.collect(&list).await.unwrap(), list.size_bytes);
+    assert_eq!(stored(&engine).len(), 3);
+    assert!(stored(&engine).contains(&pinned));
+    let again = bench.run().await;
+    assert_eq!((again.nodes.cached, bench.n_runs("a")), (1, 3));
+    // What was collected is made again, and nobody takes it for damage.
+    bench.set("a", "text", json!("a1"));
+    let plan = bench.plan().await;
+    assert!(matches!(plan["a"].1, Some(Reason::NotInStore { .. })), "{plan:?}");
+    bench.run().await;
+    assert_eq!(bench.n_runs("a"), 4);
+}
+
+#[tokio::test]
+async fn nothing_is_collected_under_a_run() {
+    let mut bench = Bench::new();
+    bench.node("endless", &[], json!({"act": "wait"}));
+    let observer = Arc::new(CancelAt { runs: tokio::sync::watch::Sender::new(false) });
+    let mut runs = observer.runs.subscribe();
+    let options = Options { observer, ..options() };
+    let (driver, operator) = (bench.engine().await, bench.engine().await);
+    let stop = Stop::default();
+    let collect = async {
+        runs.wait_for(|runs| *runs).await.unwrap();
+        let list = operator.garbage(keep(1)).await.unwrap();
+        let error = operator.collect(&list).await.unwrap_err();
+        stop.request();
+        error.to_string()
+    };
+    let (_, error) = tokio::join!(driver.run(&bench.pipeline, options, &stop), collect);
+    assert!(error.contains("is under way"), "{error}");
+}

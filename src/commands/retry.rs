@@ -1,0 +1,36 @@
+//! `sbp retry`: an earlier run's pipeline again, with the same params.
+
+use engine::run::RunState;
+use serde_json::Value;
+
+use crate::cli::{PipelineArgs, RetryArgs, RunArgs};
+use crate::commands::{self, open};
+use crate::error::{Error, Result};
+use crate::exit::ExitStatus;
+use crate::printer::Printer;
+use crate::settings::Place;
+
+pub(crate) async fn run(args: RetryArgs, place: Place, printer: Printer) -> Result<ExitStatus> {
+    let detail = open(place.clone()).await?.run_detail(&args.run).await?;
+    if detail.run.state == RunState::Running {
+        let (id, owner) = (&detail.run.id, &detail.run.owner);
+        let message = format!("run `{id}` is under way ({owner}) and retries by itself");
+        return Err(Error::usage(message).help(format!("stop it with `sbp cancel {id}` first")));
+    }
+    let params = detail.params.as_object().into_iter().flatten();
+    let pipeline = PipelineArgs {
+        pipeline: detail.run.path.into(),
+        set: params.map(|(name, value)| (name.clone(), setting(value))).collect(),
+        to: args.nodes,
+    };
+    let args = RunArgs { pipeline, keep_going: true, fail_fast: false, cpu: args.cpu };
+    commands::run::run(args, place, printer).await
+}
+
+/// A value as `--set` takes it: text as it is, everything else as JSON, which is YAML too.
+fn setting(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    }
+}

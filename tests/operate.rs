@@ -1,0 +1,157 @@
+//! What operators do: decide, stop, compare, keep, collect, and move the ledger.
+
+use std::time::{Duration, Instant};
+
+use crate::harness::Place;
+
+const WORLD: &str = r#"version: 1
+params:
+  vocab_size: 300
+nodes:
+  corpus: {task: generate_corpus, params: {n_concepts: 12, seed: 1}}
+  split: {task: split, in: corpus, params: {n_documents: 4}}
+  tokenizer:
+    task: train_tokenizer
+    in: split.train
+    params: {vocab_size: "${{ params.vocab_size }}"}
+  tokens: {task: tokenize, in: {corpus: split.train, tokenizer: tokenizer}}
+"#;
+
+fn world() -> Place {
+    let place = Place::new();
+    place.write("world.yaml", WORLD);
+    place
+}
+
+#[test]
+fn a_run_is_stopped_from_elsewhere() {
+    let place = Place::new();
+    let text = crate::harness::read("tests/pipelines/small.yaml");
+    place.write("small.yaml", &text);
+    let mut child = place.start(&["run", "small.yaml", "--json"]);
+    let since = Instant::now();
+    // The run is in the ledger some time after its process started.
+    let asked = loop {
+        let ran = place.sbp(&["cancel", "last", "--json"]);
+        if ran.code == Some(0) {
+            break ran.json();
+        }
+        assert!(since.elapsed() < Duration::from_mins(1), "{}", ran.stderr);
+        let is_over = child.try_wait().unwrap().is_some();
+        assert!(!is_over, "the run was over before it could be stopped");
+    };
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    let id = asked["run"].as_str().unwrap();
+    let status = place.sbp(&["status", id, "--json"]).expect(0).json();
+    assert_eq!(status["run"]["state"], "cancelled");
+    place.sbp(&["cancel", id]).expect(2);
+    place.sbp(&["watch", id]).expect(130);
+}
+
+#[test]
+fn runs_are_compared_and_tagged_and_old_results_collected() {
+    let place = world();
+    let run = |vocab: &str| {
+        let set = format!("vocab_size={vocab}");
+        place.sbp(&["run", "world.yaml", "--set", &set, "--json"]).expect(0).json()
+    };
+    let first = run("300");
+    let id = first["run"].as_str().unwrap().to_owned();
+    let diff = {
+        run("310");
+        place.sbp(&["diff", &id, "last", "--json"]).expect(0).json()
+    };
+    assert_eq!(diff["params"][0]["name"], "vocab_size");
+    let differ: Vec<&str> =
+        diff["nodes"].as_array().unwrap().iter().map(|n| n["node"].as_str().unwrap()).collect();
+    assert_eq!((differ, &diff["n_same"]), (vec!["tokenizer", "tokens"], &2.into()));
+    let shown = place.sbp(&["diff", &id]).expect(0).stdout;
+    assert!(shown.contains("param `vocab_size`: 300 -> 310"), "{shown}");
+
+    place.sbp(&["tag", "first", &id]).expect(0);
+    let garbage = |args: &[&str]| {
+        let args = [&["gc", "--keep-runs", "1", "--json"][..], args].concat();
+        place.sbp(&args).expect(0).json()
+    };
+    assert_eq!(garbage(&[])["list"]["garbage"].as_array().unwrap().len(), 0);
+    place.sbp(&["tag", "first", "--delete"]).expect(0);
+    place.sbp(&["pin", "tokenizer", "--run", &id]).expect(0);
+    let dry = garbage(&[]);
+    assert_eq!(dry["removed_bytes"], serde_json::Value::Null);
+    let would_go = dry["list"]["garbage"].as_array().unwrap();
+    assert_eq!(would_go.iter().map(|one| &one["node"]).collect::<Vec<_>>(), ["tokens"]);
+    assert!(would_go[0]["cost_us"].as_i64().unwrap() > 0);
+    let removed = garbage(&["--delete"]);
+    assert_eq!(removed["removed_bytes"], dry["list"]["size_bytes"]);
+    place.sbp(&["verify"]).expect(0);
+    place.sbp(&["ledger", "check"]).expect(0);
+    assert_eq!(run("310")["nodes"]["cached"], 4);
+    assert_eq!(run("300")["nodes"]["ran"], 1);
+}
+
+#[test]
+fn the_ledger_moves_as_a_whole() {
+    let place = world();
+    let summary = place.sbp(&["run", "world.yaml", "--json"]).expect(0).json();
+    let exported = place.sbp(&["ledger", "export", "all.jsonl", "--json"]).expect(0).json();
+    assert!(exported["rows"].as_u64().unwrap() > 20);
+    place.sbp(&["ledger", "import", "all.jsonl"]).expect(2);
+    let moved = ["--ledger", "other.db"];
+    place.sbp(&[&["ledger", "import", "all.jsonl"][..], &moved].concat()).expect(0);
+    let again = place.sbp(&[&["run", "world.yaml", "--json"][..], &moved].concat()).expect(0);
+    assert_eq!(again.json()["outputs"], summary["outputs"]);
+    assert_eq!(again.json()["nodes"]["cached"], 4);
+    place.sbp(&[&["ledger", "check"][..], &moved].concat()).expect(0);
+    let old = place.sbp(&["logs", "tokenizer"]).stdout;
+    assert_eq!(place.sbp(&[&["logs", "tokenizer"][..], &moved].concat()).stdout, old);
+}
+
+#[test]
+fn a_lost_artifact_is_found_by_the_ledger_check() {
+    let place = world();
+    let summary = place.sbp(&["run", "world.yaml", "--json"]).expect(0).json();
+    let path = summary["outputs"]["tokens"]["tokens"]["path"].as_str().unwrap().to_owned();
+    std::fs::rename(place.path().join(&path), place.path().join("gone")).unwrap();
+    let found = place.sbp(&["ledger", "check", "--json"]).expect(1).json();
+    assert_eq!(found[0]["problem"], "an artifact is not in the store");
+}
+
+#[test]
+fn pipelines_are_drawn_with_fan_outs_collapsed() {
+    let place = Place::new();
+    let text =
+        format!("{WORLD}  many: {{task: clean, matrix: {{i: [1, 2, 3]}}, in: split.train}}\n");
+    place.write("world.yaml", &text);
+    let graph = |args: &[&str]| place.sbp(&[&["graph", "world.yaml"][..], args].concat()).expect(0);
+    assert!(graph(&[]).stdout.contains("[label=\"many\\nclean × 3\"]"));
+    assert!(graph(&["--format", "mermaid"]).stdout.contains("many<br/>clean × 3"));
+    assert!(graph(&["--format", "svg"]).stdout.ends_with("</svg>\n"));
+    assert_eq!(graph(&["--json"]).json()["boxes"].as_array().unwrap().len(), 5);
+    assert_eq!(graph(&["--all", "--json"]).json()["boxes"].as_array().unwrap().len(), 7);
+}
+
+#[test]
+fn operator_commands_give_one_line_of_json() {
+    let place = world();
+    place.sbp(&["run", "world.yaml"]).expect(0);
+    for (args, code) in [
+        (&["metrics", "tokenizer"][..], 0),
+        (&["watch"], 0),
+        (&["diff", "last"], 0),
+        (&["graph", "world.yaml"], 0),
+        (&["gc"], 0),
+        (&["pin"], 0),
+        (&["tag"], 0),
+        (&["verify", "--sample", "2"], 0),
+        (&["ledger", "check"], 0),
+        (&["cancel", "last"], 2),
+        (&["unpin", "abc"], 2),
+        (&["tag", "a/b"], 2),
+        (&["approve", "tokens", "--reason", "x"], 2),
+    ] {
+        let args = [args, &["--json"]].concat();
+        place.sbp(&args).expect(code).json();
+    }
+    let followed = place.sbp(&["logs", "tokenizer", "--follow"]).expect(0);
+    assert_eq!(followed.stdout, place.sbp(&["logs", "tokenizer"]).stdout);
+}
