@@ -1,6 +1,7 @@
 //! The command line as types. No logic.
 
 mod bench;
+mod lm;
 mod look;
 mod operate;
 
@@ -9,8 +10,11 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub(crate) use bench::{
-    BenchArgs, BenchCommand, BpeArgs, DedupArgs, Executor, GpuArgs, GpuPart, OrchArgs, OrchRunArgs,
-    PairArgs,
+    BenchArgs, BenchCommand, BpeArgs, DedupArgs, Executor, GpuArgs, GpuPart, LmBenchArgs, OrchArgs,
+    OrchRunArgs, PairArgs,
+};
+pub(crate) use lm::{
+    ConvertArgs, GenerateArgs, InspectArgs, LmArgs, LmCommand, PerplexityArgs, PrecisionChoice,
 };
 pub(crate) use look::{
     DiffArgs, GraphArgs, GraphFormat, LedgerArgs, LedgerCommand, MetricsArgs, VerifyArgs, WatchArgs,
@@ -115,6 +119,8 @@ pub(crate) enum Command {
     Ledger(LedgerArgs),
     /// Check that this machine and folder can run pipelines
     Doctor,
+    /// Look into a language model's folder, or run the model
+    Lm(LmArgs),
     /// Measure this machine; one line of JSON with `--json`
     Bench(BenchArgs),
     /// Print a completion script

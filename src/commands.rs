@@ -9,6 +9,7 @@ mod doctor;
 mod gc;
 mod graph;
 mod ledger;
+mod lm;
 mod logs;
 mod metrics;
 mod pin;
@@ -49,6 +50,7 @@ pub(crate) fn run(cli: Cli, printer: Printer) -> Result<ExitStatus> {
         Command::Reference => schema::reference(printer),
         Command::Completions { shell } => completions::run(shell, printer),
         Command::Bench(args) => bench::run(args, place, printer),
+        Command::Lm(args) => lm::run(args, printer),
         Command::Run(args) => wait(run::run(args, place, printer)),
         Command::Plan(args) => wait(plan::run(args, place, printer)),
         Command::Cost(args) => wait(cost::run(args, place, printer)),

@@ -5,6 +5,7 @@ use std::fmt::{self, Display};
 use std::io;
 
 use engine::spec::Mistakes;
+use engine::task::Failure;
 use miette::{MietteDiagnostic, MietteHandlerOpts, Report};
 use serde_json::{Value, json};
 
@@ -98,6 +99,16 @@ pub(crate) fn report_usage(error: &clap::Error) -> ExitStatus {
         let _ = Printer::new(Format::Json, false).json(&line);
     }
     status
+}
+
+impl From<Failure> for Error {
+    fn from(failure: Failure) -> Self {
+        let made = Self::usage(failure.message);
+        match failure.help {
+            Some(help) => made.help(help),
+            None => made,
+        }
+    }
 }
 
 impl From<engine::Error> for Error {

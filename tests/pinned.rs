@@ -47,7 +47,7 @@ const PINS: &[Pin] = &[
     pin("drop_repeats", 1, "kept", Digests(&[("corpus", "f4f04460f864d0ac")])),
     pin(
         "pretrain",
-        1,
+        2,
         "base",
         Figures(
             1e-3,
@@ -88,7 +88,7 @@ const PINS: &[Pin] = &[
     ),
     pin(
         "tune_synthesizer",
-        1,
+        2,
         "tune",
         Figures(
             2e-3,

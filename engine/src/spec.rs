@@ -71,6 +71,21 @@ pub fn check_file(path: &Path, overrides: &[(String, String)], registry: &Regist
     }
 }
 
+/// Reads a YAML or JSON file that is no pipeline as one value, without expressions.
+///
+/// # Errors
+/// Every mistake in it, with its place.
+pub fn read_value(path: &Path) -> Result<serde_json::Value, Mistakes> {
+    let text = read_text(path).map_err(|mistake| Mistakes::from(*mistake))?;
+    let source = Arc::new(Source::new(&path.to_string_lossy(), text.as_str().into()));
+    let mut sink = mistake::Sink::new(Arc::clone(&source));
+    let value = yaml::read(&text, 0..text.len(), &source, &mut sink).map(|yaml| yaml.plain());
+    match value {
+        Some(value) if sink.n_errors() == 0 => Ok(value),
+        _ => Err(sink.finish()),
+    }
+}
+
 /// Reads pipeline text as if it stood in the file `path`, with no environment variables.
 ///
 /// # Errors

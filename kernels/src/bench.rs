@@ -67,6 +67,8 @@ pub struct Figure {
     pub bytes: f64,
     /// Calls in a training step.
     pub n_calls: usize,
+    /// Whether a step of several micro-batches makes these calls once, not once for each.
+    pub is_once_a_step: bool,
 }
 
 impl Figure {

@@ -24,6 +24,8 @@ pub(crate) enum BenchCommand {
     Bpe(BpeArgs),
     /// Near-duplicates: windows of tokens and min-hash signatures, on one thread
     Dedup(DedupArgs),
+    /// The language model: training, generation, and every op beside the peak of the matrix product
+    Lm(LmBenchArgs),
     /// Run a pipeline of bench tasks once; what `orch` measures
     #[command(hide = true)]
     OrchRun(OrchRunArgs),
@@ -79,6 +81,17 @@ pub(crate) struct OrchArgs {
     #[arg(long, short = 'j', value_name = "N", default_value = "2")]
     #[arg(value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) cpu: u32,
+}
+
+/// `sbp bench lm`.
+#[derive(Args, Debug)]
+pub(crate) struct LmBenchArgs {
+    /// What to measure, in YAML or JSON; the reference model of BENCHMARKS.md when not given
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Threads; every one that the machine has when not given
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) threads: Option<u32>,
 }
 
 /// How attempts run.

@@ -5,6 +5,7 @@
 
 mod data;
 mod gpu;
+mod lm;
 mod orch;
 mod usage;
 
@@ -23,6 +24,7 @@ use crate::table::Table;
 
 pub(crate) fn run(args: BenchArgs, place: Place, printer: Printer) -> Result<ExitStatus> {
     let (name, figures) = match args.command {
+        BenchCommand::Lm(args) => ("lm", lm::measure(&args, printer)?),
         BenchCommand::Orch(args) => ("orch", orch::measure(&args, printer)?),
         BenchCommand::Gpu(args) => return gpu::run(&args, &place, printer),
         BenchCommand::Pair(args) => ("pair", data::pair(&args)),

@@ -1,17 +1,18 @@
 //! Embeds documents as unit vectors.
 //!
-//! Two backends, both of which were seen to group documents by what they are about:
+//! Three backends; the first two were seen to group documents by what they are about even where the
+//! model is tiny:
 //! - `tfidf`: TF-IDF over words, projected to `dim` by random signs. A random projection needs no
 //!   fit, one pass and no memory for a basis, and its inner products are unbiased with a standard
 //!   error of about `1 / sqrt(dim)`; a truncated SVD would cost a fit and drop rare terms, which are
 //!   the ones that tell documents apart.
 //! - `model`: the IDF-weighted mean of the model's own token embeddings, centred and PCA-whitened.
 //!   Both steps are needed: plain means of hidden states group documents by genre.
-//!
-//! Difference from the paper: it embeds with Qwen3-Embedding-0.6B; its section 6 calls the model's own
-//! states the ideal.
+//! - `states`: hidden states of a transformer: the paper's Qwen3-Embedding-0.6B or another model of
+//!   that type in a folder, or the pipeline's own model, which its section 6 calls the ideal.
 
 mod pca;
+mod states;
 
 use std::sync::Mutex;
 
@@ -30,6 +31,7 @@ use crate::format::tokens::Tokens;
 use crate::format::vectors;
 use crate::lm::hf;
 use crate::tfidf::{self, Counts, Frequencies};
+pub use states::Pooling;
 
 /// Components of `tfidf` vectors unless `dim` is given; the paper's embeddings have as many.
 const TFIDF_DIM: usize = 1024;
@@ -43,13 +45,29 @@ pub struct Embed;
 #[derive(Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Params {
-    /// What makes the vectors: `tfidf`, or `model` for the model's own token embeddings.
+    /// What makes the vectors: `tfidf`, `model` for the model's own token embeddings, or `states` for
+    /// hidden states of a transformer.
     #[serde(default)]
     pub backend: Backend,
     /// Components of a vector. Default: 1024 for `tfidf`; for `model` every direction in which the
-    /// documents vary, at most the model's width.
+    /// documents vary, at most the model's width; for `states` the width, of which the first `dim` are
+    /// taken.
     #[serde(default)]
     pub dim: Option<usize>,
+    /// For `states`: the folder of a Qwen3-type embedding model in Hugging Face's form, which reads
+    /// the documents' text (so `tokenizer` is needed); else the input `model` reads their tokens.
+    #[serde(default)]
+    pub path: Option<String>,
+    /// Which of a document's states `states` takes: the `last` token's, or their `mean`.
+    #[serde(default)]
+    pub pooling: Pooling,
+    /// After how many blocks `states` takes them; all by default, and normalized then.
+    #[serde(default)]
+    pub layer: Option<usize>,
+    /// Most tokens of a document that `states` reads, its end included; by default the model's
+    /// context. Longer ones lose what is before their end, and are counted.
+    #[serde(default)]
+    pub max_tokens: Option<usize>,
     /// What `tfidf` counts: `words` (needs the tokenizer) or `tokens`.
     #[serde(default)]
     pub terms: Terms,
@@ -74,6 +92,8 @@ pub enum Backend {
     Tfidf,
     /// The model's own token embeddings.
     Model,
+    /// Hidden states of a transformer.
+    States,
 }
 
 /// What TF-IDF counts.
@@ -106,19 +126,36 @@ impl Task for Embed {
     const KIND: &'static str = "embed";
     const REVISION: u32 = 1;
     const SUMMARY: &'static str =
-        "embeds documents as unit vectors, by TF-IDF or the model's own embeddings";
+        "embeds documents as unit vectors, by TF-IDF, a model's token embeddings or its states";
     // Logarithms come from the platform's math library.
     const DETERMINISM: Determinism = Determinism::BitwisePerDevice;
     const INPUTS: &'static [Port] = &[
         Port::one("documents", "tokens", "the documents"),
-        Port::optional("model", "model", "the model, for backend `model`"),
-        Port::optional("tokenizer", "tokenizer", "the tokenizer, for terms `words`"),
+        Port::optional("model", "model", "the model, for backends `model` and `states`"),
+        Port::optional("tokenizer", "tokenizer", "the tokenizer, for terms `words` and `path`"),
     ];
     const OUTPUTS: &'static [Port] =
         &[Port::one("vectors", "vectors", "one unit vector a document, in f32 and int8")];
+    // The content of the folder is in the key, its place is not.
+    const UNKEYED: &'static [&'static str] = &["path"];
     type Params = Params;
 
+    fn external(params: &Params) -> Vec<String> {
+        params.path.as_deref().map(states::external).unwrap_or_default()
+    }
+
     fn check(params: &Params) -> Result<(), ParamError> {
+        if params.path.is_some() && params.backend != Backend::States {
+            return Err(ParamError::new(
+                "path",
+                "a model's folder is read by backend `states` only",
+            )
+            .help("set `backend: states`"));
+        }
+        if params.max_tokens.is_some_and(|n| n < 2) {
+            let message = "a document and its end have at least 2 tokens";
+            return Err(ParamError::new("max_tokens", message));
+        }
         match params.dim {
             Some(dim) if dim == 0 || dim > kernels::int8_search::COLUMNS_MAX => {
                 let limit = kernels::int8_search::COLUMNS_MAX;
@@ -148,6 +185,7 @@ impl Task for Embed {
             return Err(Failure::permanent("there are no documents to embed"));
         }
         let pool = Pool::new(ctx.n_threads());
+        let mut n_cut = 0;
         let (mut rows, dim, name) = match params.backend {
             Backend::Tfidf => {
                 let dim = params.dim.unwrap_or(TFIDF_DIM);
@@ -157,6 +195,11 @@ impl Task for Embed {
                 let (rows, dim) = model_rows(ctx, &pool, params, inputs, &documents)?;
                 (rows, dim, "model")
             }
+            Backend::States => {
+                let found = states::rows(ctx, &pool, params, inputs, &documents)?;
+                n_cut = found.n_cut;
+                (found.values, found.dim, "states")
+            }
         };
         let n_zero = normalize(params, &documents, &mut rows, dim)?;
         let ids: Vec<u64> =
@@ -165,10 +208,18 @@ impl Task for Embed {
         if n_zero > 0 {
             ctx.warn(format!("{n_zero} of {} documents have a zero vector", ids.len()));
         }
-        Ok(Outputs::default()
+        if n_cut > 0 {
+            ctx.warn(format!("{n_cut} of {} documents were longer than the limit", ids.len()));
+        }
+        let outputs = Outputs::default()
             .metric("n_documents", ids.len() as f64)
             .metric("dim", dim as f64)
-            .metric("n_zero", n_zero as f64))
+            .metric("n_zero", n_zero as f64);
+        Ok(if params.backend == Backend::States {
+            outputs.metric("n_cut", n_cut as f64)
+        } else {
+            outputs
+        })
     }
 }
 

@@ -7,14 +7,18 @@
 pub mod arch;
 pub mod backward;
 pub mod batch;
+pub mod bench;
 pub mod config;
 pub mod device;
+pub mod folder;
 pub mod forward;
 pub mod generate;
 pub mod hf;
 pub mod init;
+pub mod learner;
 pub mod memory;
 pub mod optimizer;
+pub mod snapshots;
 pub mod trainer;
 pub mod weights;
 

@@ -6,7 +6,7 @@
 mod data;
 mod heldout;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use engine::task::{
     Context, Determinism, Estimate, FILE_BYTES, Failure, Inputs, Outputs, ParamError, Port,
@@ -22,15 +22,14 @@ use crate::format::tokens::Tokens;
 use crate::lm::arch::{self, Arch, Preset};
 use crate::lm::batch::Steps;
 use crate::lm::init::Init;
-use crate::lm::optimizer::{LearningRate, Shape};
+use crate::lm::learner;
+use crate::lm::optimizer::{LearningRate, Parametrization, RateScale, Shape};
+use crate::lm::snapshots::{self, Snapshots};
 use crate::lm::trainer::{self, Observer, Recipe, Summary, Trainer};
 use crate::lm::{Weights, hf};
 pub(crate) use data::open_tokens;
 use data::{Packing, ScheduleSteps};
 use heldout::Heldout;
-
-/// The output port of snapshots, and their folder in a checkpoint.
-const SNAPSHOT_FOLDER: &str = "snapshots";
 
 /// The task `pretrain`.
 pub struct Pretrain;
@@ -82,6 +81,13 @@ pub struct Params {
     /// Weight of the squared logarithm of the softmax's denominator.
     #[serde(default)]
     pub z_loss: f64,
+    /// How learning rates depend on width: `standard`, or `mup_simple`, which divides that of each
+    /// matrix by its number of inputs over `mup_base_width`, so that one rate suits every width.
+    #[serde(default)]
+    pub parametrization: Parametrization,
+    /// Number of inputs at which `mup_simple` leaves a matrix's rate as it is.
+    #[serde(default = "default_mup_base_width")]
+    pub mup_base_width: f64,
     /// How initial weights are drawn.
     #[serde(default)]
     pub init: Init,
@@ -129,6 +135,9 @@ fn default_weight_decay() -> f64 {
 }
 fn default_clip() -> f64 {
     1.0
+}
+pub(crate) fn default_mup_base_width() -> f64 {
+    256.0
 }
 fn default_n_points() -> u64 {
     20
@@ -180,10 +189,16 @@ impl Params {
                 n_steps,
                 shape: self.lr_shape,
             },
-            weight_decay: self.weight_decay,
-            clip: unlimited(self.clip),
-            z_loss: self.z_loss,
-            micro_batch_tokens: self.micro_batch_tokens,
+            step: learner::Settings {
+                weight_decay: self.weight_decay,
+                clip: unlimited(self.clip),
+                z_loss: self.z_loss,
+                micro_batch_tokens: self.micro_batch_tokens,
+                rate_scale: RateScale {
+                    parametrization: self.parametrization,
+                    base_width: self.mup_base_width,
+                },
+            },
             loss_rise_max: unlimited(self.loss_rise_max),
             n_points: self.curve_points,
             checkpoint_every_s: self.checkpoint_every_s,
@@ -204,7 +219,7 @@ pub(crate) fn check_numbers(numbers: &[(&str, f64, bool)]) -> Result<(), ParamEr
 
 impl Task for Pretrain {
     const KIND: &'static str = "pretrain";
-    const REVISION: u32 = 1;
+    const REVISION: u32 = 2;
     const SUMMARY: &'static str = "trains a language model from scratch on a schedule of documents";
     const DETERMINISM: Determinism = Determinism::BitwisePerDevice;
     const INPUTS: &'static [Port] = &[
@@ -231,6 +246,7 @@ impl Task for Pretrain {
             ("weight_decay", params.weight_decay, true),
             ("clip", params.clip, true),
             ("z_loss", params.z_loss, true),
+            ("mup_base_width", params.mup_base_width, false),
             ("loss_rise_max", params.loss_rise_max, true),
             ("checkpoint_every_s", params.checkpoint_every_s, true),
             ("curve_points", params.curve_points as f64, false),
@@ -246,13 +262,7 @@ impl Task for Pretrain {
                 format!("{std} is not a number above 0"),
             ));
         }
-        match params.snapshots.iter().find(|&&fraction| !(fraction > 0.0 && fraction < 1.0)) {
-            Some(fraction) => {
-                Err(ParamError::new("snapshots", format!("{fraction} is not between 0 and 1"))
-                    .help("the model at the end is the output `model`"))
-            }
-            None => Ok(()),
-        }
+        snapshots::check(&params.snapshots)
     }
 
     fn cost(params: &Params, inputs: &Predicted) -> Estimate {
@@ -265,14 +275,14 @@ impl Task for Pretrain {
         let steps = params.batch_tokens.and_then(|batch| Some((tokens? / batch as f64).ceil()));
         let flop = tokens.map(|tokens| tokens * config.train_flop_per_token(config.context));
         let model = cost::model(&config);
-        let snapshots = model.get(FILE_BYTES).map(|bytes| bytes * params.snapshots.len() as f64);
+        let kept = model.get(FILE_BYTES).map(|bytes| bytes * params.snapshots.len() as f64);
         Estimate::unknown()
             .figure(figure::TOKENS, tokens)
             .figure(figure::STEPS, steps)
             .figure(figure::FLOP, flop)
             .figure(figure::CHECKPOINT_BYTES, cost::checkpoint_bytes(&model))
             .work(unit::TRAIN_FLOP, flop)
-            .output(SNAPSHOT_FOLDER, model.clone().with(FILE_BYTES, snapshots))
+            .output(snapshots::FOLDER, model.clone().with(FILE_BYTES, kept))
             .output("model", model)
     }
 
@@ -303,9 +313,12 @@ impl Task for Pretrain {
             None => None,
         };
         let mut watcher = Watcher {
-            snapshots: snapshots(&params.snapshots, steps.n_steps()),
-            dir: ctx.out(SNAPSHOT_FOLDER)?,
-            tokenizer: tokenizer.clone(),
+            snapshots: Snapshots::new(
+                &params.snapshots,
+                steps.n_steps(),
+                ctx.out(snapshots::FOLDER)?,
+                &tokenizer,
+            ),
             heldout,
         };
         let weights = params.init.draw(&pool, &config, params.seed);
@@ -343,22 +356,9 @@ pub(crate) fn metrics(summary: &Summary) -> Outputs {
     }
 }
 
-/// The step after which each fraction of the budget is reached, and its folder.
-fn snapshots(fractions: &[f64], n_steps: u64) -> Vec<(u64, String)> {
-    let step = |fraction: f64| ((fraction * n_steps as f64).round() as u64).clamp(1, n_steps);
-    fractions.iter().map(|&fraction| (step(fraction), snapshot_folder(fraction))).collect()
-}
-
-/// The folder of a snapshot inside the output `snapshots`.
-pub(crate) fn snapshot_folder(fraction: f64) -> String {
-    format!("at-{fraction:.4}")
-}
-
 /// Writes snapshots and measures the held-out loss.
 struct Watcher {
-    snapshots: Vec<(u64, String)>,
-    dir: PathBuf,
-    tokenizer: PathBuf,
+    snapshots: Snapshots,
     heldout: Option<Heldout>,
 }
 
@@ -373,34 +373,16 @@ impl Observer for Watcher {
     }
 
     fn after_step(&mut self, _ctx: &Context, step: u64, weights: &Weights) -> Result<(), Failure> {
-        for (_, folder) in self.snapshots.iter().filter(|(at, _)| *at == step) {
-            hf::save(&self.dir.join(folder), weights, Some(&self.tokenizer))?;
-        }
-        Ok(())
+        self.snapshots.after_step(step, weights)
     }
 
     fn save(&self, dir: &Path) -> std::io::Result<()> {
-        copy_tree(&self.dir, &dir.join(SNAPSHOT_FOLDER))
+        self.snapshots.save(dir)
     }
 
     fn restore(&mut self, dir: &Path) -> Result<(), Failure> {
-        Ok(copy_tree(&dir.join(SNAPSHOT_FOLDER), &self.dir)?)
+        self.snapshots.restore(dir)
     }
-}
-
-/// Copies a folder of folders of files.
-fn copy_tree(from: &Path, to: &Path) -> std::io::Result<()> {
-    for entry in walkdir::WalkDir::new(from).sort_by_file_name() {
-        let entry = entry.map_err(std::io::Error::from)?;
-        let relative = entry.path().strip_prefix(from).map_err(std::io::Error::other)?;
-        let target = to.join(relative);
-        if entry.file_type().is_dir() {
-            std::fs::create_dir_all(target)?;
-        } else {
-            std::fs::copy(entry.path(), target)?;
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]

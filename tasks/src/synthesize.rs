@@ -310,7 +310,7 @@ fn settings(params: &Params, config: &Config, tokenizer: &Tokenizer) -> Settings
         choice: Choice::Sample(policy),
         repetition_penalty: params.repetition_penalty,
         suppress: [BOS, SEP, PAD].into_iter().chain(padding).collect(),
-        eos: EOS,
+        stop: vec![EOS],
     }
 }
 

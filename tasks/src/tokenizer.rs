@@ -36,6 +36,20 @@ pub const DOCUMENT_SPECIALS: u64 = 2;
 /// The file in the artifact's folder.
 pub const FILE: &str = "tokenizer.json";
 
+/// Reads a Hugging Face `tokenizer.json`.
+///
+/// # Errors
+/// When it is none.
+pub(crate) fn parse(bytes: &[u8]) -> Result<HfTokenizer, String> {
+    // The library expects, and does not check, that parts which it reads twice are what they were
+    // the first time; on some damaged files it panics.
+    let parsed = std::panic::catch_unwind(|| HfTokenizer::from_bytes(bytes));
+    match parsed {
+        Ok(parsed) => parsed.map_err(|error| error.to_string()),
+        Err(_) => Err("it is malformed".to_owned()),
+    }
+}
+
 /// Turns text into ids and back.
 pub struct Tokenizer {
     inner: HfTokenizer,
@@ -52,8 +66,8 @@ impl Tokenizer {
         let path = dir.join(FILE);
         let bytes = std::fs::read(&path)
             .map_err(|error| Failure::io(format!("cannot read `{}`", path.display()), &error))?;
-        let inner = HfTokenizer::from_bytes(&bytes).map_err(|error| {
-            Failure::permanent(format!("`{}` is not a tokenizer: {error}", path.display()))
+        let inner = parse(&bytes).map_err(|message| {
+            Failure::permanent(format!("`{}` is not a tokenizer: {message}", path.display()))
         })?;
         let json = serde_json::from_slice(&bytes).map_err(|error| {
             Failure::permanent(format!("`{}` is not a tokenizer: {error}", path.display()))

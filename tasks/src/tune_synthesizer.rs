@@ -14,7 +14,8 @@ use std::path::{Path, PathBuf};
 
 use engine::digest::Digest;
 use engine::task::{
-    Context, Determinism, Estimate, Failure, Inputs, Outputs, ParamError, Port, Predicted, Task,
+    Context, Determinism, Estimate, FILE_BYTES, Failure, Inputs, Outputs, ParamError, Port,
+    Predicted, Task,
 };
 use kernels::Pool;
 use schemars::JsonSchema;
@@ -22,10 +23,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::cost::{self, fact, figure, unit};
 use crate::format::pairs::Pairs;
-use crate::lm::optimizer::{LearningRate, Shape};
+use crate::lm::learner;
+use crate::lm::optimizer::{LearningRate, Parametrization, RateScale, Shape};
+use crate::lm::snapshots::{self, Snapshots};
 use crate::lm::trainer::{self, Observer, Recipe, Trainer};
 use crate::lm::{Weights, hf};
-use crate::pretrain::{Training, check_numbers, metrics, open_tokens, snapshot_folder};
+use crate::pretrain::{Training, check_numbers, default_mup_base_width, metrics, open_tokens};
 use data::{Batching, PairSteps, Selection};
 use heldout::Heldout;
 
@@ -102,6 +105,15 @@ pub struct Params {
     /// Longest gradient that is taken whole; 0 for no clipping.
     #[serde(default = "default_clip")]
     pub clip: f64,
+    /// Weight of the squared logarithm of the softmax's denominator.
+    #[serde(default)]
+    pub z_loss: f64,
+    /// How learning rates depend on width; best as in the pretraining.
+    #[serde(default)]
+    pub parametrization: Parametrization,
+    /// Number of inputs at which `mup_simple` leaves a matrix's rate as it is.
+    #[serde(default = "default_mup_base_width")]
+    pub mup_base_width: f64,
     /// Which order of a pair is learned.
     #[serde(default = "default_directions")]
     pub directions: Directions,
@@ -115,6 +127,11 @@ pub struct Params {
     /// Seed of the order of pairs and of the choice of held-out ones.
     #[serde(default)]
     pub seed: u64,
+    /// Fractions of the run, above 0 and below 1, after which the model is kept in the output
+    /// `snapshots`, to choose the synthesizer among them: longer tuning copies less, and at some point
+    /// repeats itself.
+    #[serde(default)]
+    pub snapshots: Vec<f64>,
     /// Points of `curve.csv`; the held-out loss is measured at each.
     #[serde(default = "default_n_points")]
     pub curve_points: u64,
@@ -193,10 +210,16 @@ impl Params {
                 n_steps,
                 shape: self.lr_shape,
             },
-            weight_decay: self.weight_decay,
-            clip: unlimited(self.clip),
-            z_loss: 0.0,
-            micro_batch_tokens: self.micro_batch_tokens,
+            step: learner::Settings {
+                weight_decay: self.weight_decay,
+                clip: unlimited(self.clip),
+                z_loss: self.z_loss,
+                micro_batch_tokens: self.micro_batch_tokens,
+                rate_scale: RateScale {
+                    parametrization: self.parametrization,
+                    base_width: self.mup_base_width,
+                },
+            },
             loss_rise_max: unlimited(self.loss_rise_max),
             n_points: self.curve_points,
             checkpoint_every_s: self.checkpoint_every_s,
@@ -206,7 +229,7 @@ impl Params {
 
 impl Task for TuneSynthesizer {
     const KIND: &'static str = "tune_synthesizer";
-    const REVISION: u32 = 1;
+    const REVISION: u32 = 2;
     const SUMMARY: &'static str = "tunes a model to write a document given a related one";
     const DETERMINISM: Determinism = Determinism::BitwisePerDevice;
     const INPUTS: &'static [Port] = &[
@@ -216,7 +239,10 @@ impl Task for TuneSynthesizer {
         Port::one("real", "tokens", "the documents that the pairs are of"),
         Port::one("tokenizer", "tokenizer", "the tokenizer that made the tokens"),
     ];
-    const OUTPUTS: &'static [Port] = &[Port::one("model", "model", "the synthesizer")];
+    const OUTPUTS: &'static [Port] = &[
+        Port::one("model", "model", "the synthesizer"),
+        Port::one("snapshots", "models", "the model at the fractions asked for"),
+    ];
     const UNKEYED: &'static [&'static str] = &["checkpoint_every_s"];
     type Params = Params;
 
@@ -229,6 +255,8 @@ impl Task for TuneSynthesizer {
             ("steps", params.steps.unwrap_or(1) as f64, false),
             ("weight_decay", params.weight_decay, true),
             ("clip", params.clip, true),
+            ("z_loss", params.z_loss, true),
+            ("mup_base_width", params.mup_base_width, false),
             ("loss_rise_max", params.loss_rise_max, true),
             ("checkpoint_every_s", params.checkpoint_every_s, true),
             ("curve_points", params.curve_points as f64, false),
@@ -239,6 +267,7 @@ impl Task for TuneSynthesizer {
             let message = "exactly one of `steps` and `epochs` must be given";
             return Err(ParamError::new("steps", message));
         }
+        snapshots::check(&params.snapshots)?;
         match params.snapshot {
             Some(fraction) if !(fraction > 0.0 && fraction < 1.0) => {
                 Err(ParamError::new("snapshot", format!("{fraction} is not between 0 and 1"))
@@ -264,13 +293,16 @@ impl Task for TuneSynthesizer {
         let tokens = steps.zip(batch_tokens).map(|(steps, tokens)| steps * tokens);
         let forward = || cost::forward_flop(&start, tokens?, context?);
         let flop = forward().map(|flop| 3.0 * flop);
+        let model = start.clone().with(fact::CONTEXT, context);
+        let kept = model.get(FILE_BYTES).map(|bytes| bytes * params.snapshots.len() as f64);
         Estimate::unknown()
             .figure(figure::TOKENS, tokens)
             .figure(figure::STEPS, steps)
             .figure(figure::FLOP, flop)
             .figure(figure::CHECKPOINT_BYTES, cost::checkpoint_bytes(&start))
             .work(unit::TRAIN_FLOP, flop)
-            .output("model", start.with(fact::CONTEXT, context))
+            .output(snapshots::FOLDER, model.clone().with(FILE_BYTES, kept))
+            .output("model", model)
     }
 
     fn run(ctx: &mut Context, params: &Params, inputs: &Inputs) -> Result<Outputs, Failure> {
@@ -320,7 +352,10 @@ impl Task for TuneSynthesizer {
         let recipe = params.recipe(n_steps);
         let heldout_bytes = Heldout::bytes(weights.config());
         let trainer = Trainer::new(ctx, &pool, recipe, weights, &steps, heldout_bytes)?;
-        let (weights, points, summary) = trainer.run(ctx, &steps, &mut Watcher(&mut heldout))?;
+        let dir = ctx.out(snapshots::FOLDER)?;
+        let snapshots = Snapshots::new(&params.snapshots, n_steps, dir, &tokenizer);
+        let mut watcher = Watcher { heldout: &mut heldout, snapshots };
+        let (weights, points, summary) = trainer.run(ctx, &steps, &mut watcher)?;
         let after = heldout.measure(ctx, &pool, &weights)?;
 
         let training = Training { task: Self::KIND, params, summary: &summary };
@@ -352,7 +387,7 @@ fn start(params: &Params, inputs: &Inputs) -> Result<PathBuf, Failure> {
         ))
         .help("connect the output `snapshots` of `pretrain`"));
     };
-    let path = dir.join(snapshot_folder(fraction));
+    let path = dir.join(snapshots::folder(fraction));
     if path.is_dir() {
         return Ok(path);
     }
@@ -380,8 +415,11 @@ fn check_tokenizer(model: &Path, tokenizer: &Path) -> Result<(), Failure> {
         .help("connect the tokenizer that the pretraining used"))
 }
 
-/// Measures the held-out pairs at the points of the curve.
-struct Watcher<'a>(&'a mut Heldout);
+/// Writes snapshots, and measures the held-out pairs at the points of the curve.
+struct Watcher<'a> {
+    heldout: &'a mut Heldout,
+    snapshots: Snapshots,
+}
 
 impl Observer for Watcher<'_> {
     fn heldout_loss(
@@ -390,19 +428,19 @@ impl Observer for Watcher<'_> {
         pool: &Pool,
         weights: &Weights,
     ) -> Result<Option<f64>, Failure> {
-        Ok(self.0.measure(ctx, pool, weights)?.map(|losses| losses.right))
+        Ok(self.heldout.measure(ctx, pool, weights)?.map(|losses| losses.right))
     }
 
-    fn after_step(&mut self, _: &Context, _: u64, _: &Weights) -> Result<(), Failure> {
-        Ok(())
+    fn after_step(&mut self, _ctx: &Context, step: u64, weights: &Weights) -> Result<(), Failure> {
+        self.snapshots.after_step(step, weights)
     }
 
-    fn save(&self, _: &Path) -> std::io::Result<()> {
-        Ok(())
+    fn save(&self, dir: &Path) -> std::io::Result<()> {
+        self.snapshots.save(dir)
     }
 
-    fn restore(&mut self, _: &Path) -> Result<(), Failure> {
-        Ok(())
+    fn restore(&mut self, dir: &Path) -> Result<(), Failure> {
+        self.snapshots.restore(dir)
     }
 }
 

@@ -61,6 +61,9 @@ impl<'t> Reference<'t> {
         let node = self.node;
         let (code, message, label, help) = match (self.port, outputs) {
             (None, [output]) => return Some(output),
+            (None, outputs) if only_of_kind(outputs, wanted).is_some() => {
+                return only_of_kind(outputs, wanted);
+            }
             (None, []) => (
                 "spec::no_output",
                 format!("node `{node}` gives nothing: task `{kind}` has no output ports"),
@@ -92,6 +95,13 @@ impl<'t> Reference<'t> {
         reader.sink.push(Mistake::new(code, message).at(at, label).maybe_help(help));
         None
     }
+}
+
+/// The output of the kind that is wanted, when there is exactly one.
+fn only_of_kind(outputs: &'static [Port], wanted: Option<&Port>) -> Option<&'static Port> {
+    let mut fits = outputs.iter().filter(|output| wanted.is_some_and(|w| w.kind == output.kind));
+    let first = fits.next()?;
+    fits.next().is_none().then_some(first)
 }
 
 /// What is connected to a port: the port when there is one of that name, where it is written, and

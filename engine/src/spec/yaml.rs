@@ -99,6 +99,17 @@ impl<'t> Yaml<'t> {
         }
     }
 
+    /// The value as it is written, without expressions.
+    pub(crate) fn plain(&self) -> Value {
+        match &self.kind {
+            Kind::Scalar(scalar) => scalar.value(),
+            Kind::Seq(items) => items.iter().map(Yaml::plain).collect(),
+            Kind::Map(map) => {
+                map.0.iter().map(|(key, value)| (key.text.to_string(), value.plain())).collect()
+            }
+        }
+    }
+
     fn n_values(&self) -> usize {
         match &self.kind {
             Kind::Scalar(_) => 1,

@@ -196,7 +196,7 @@ pub(crate) fn packed_tiled(
     if m == 0 || n == 0 {
         return;
     }
-    let [tile_rows, tile_cols] = tile_size(isa, m, n);
+    let [tile_rows, tile_cols] = tile_size(isa, m, n, a.col_stride != 1);
     let n_tile_cols = n.div_ceil(tile_cols);
     let c = Disjoint::new(c);
     pool.for_each(m.div_ceil(tile_rows) * n_tile_cols, |tile| {
@@ -209,9 +209,11 @@ pub(crate) fn packed_tiled(
 }
 
 /// Rows and columns of the tiles of `c[m, n]`: nearly square, which reads the least of the operands,
-/// nearly equal, and whole register tiles.
-fn tile_size(isa: Isa, m: usize, n: usize) -> [usize; 2] {
+/// nearly equal, and whole register tiles. Where each tile packs its rows, tiles are wider, so that
+/// fewer of them pack the same rows.
+fn tile_size(isa: Isa, m: usize, n: usize, packs_rows: bool) -> [usize; 2] {
     let side = ((m * n).div_ceil(N_TILES) as f64).sqrt() as usize;
+    let side = if packs_rows { 2 * side } else { side };
     let even = |size: usize, side: usize, unit: usize| {
         let n_parts = size.div_ceil(side.clamp(unit, TILE_MAX));
         size.div_ceil(n_parts).next_multiple_of(unit)

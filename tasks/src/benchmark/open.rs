@@ -69,7 +69,7 @@ impl<'a> Writer<'a> {
             choice: Choice::Greedy,
             repetition_penalty: 1.0,
             suppress: Vec::new(),
-            eos: EOS,
+            stop: vec![EOS],
         };
         generate::generate(self.pool, &mut self.decoder, &settings, N_SLOTS, &mut driver)?;
         Ok(driver.texts)

@@ -10,10 +10,23 @@ use super::forward::{BlockState, Pass};
 use super::weights::{Block, BlockMut};
 use super::{Config, Weights};
 
+/// What of the forward pass is kept for the backward pass.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Recompute {
+    /// Everything.
+    #[default]
+    Nothing,
+    /// The residual stream before each block; the rest of a block is computed again when its turn
+    /// comes. A third more work, and the same bits.
+    Blocks,
+}
+
 /// Every buffer of a training pass, taken once, for micro-batches of at most `capacity` tokens.
 pub struct Activations {
     capacity: usize,
     table: Table,
+    recompute: Recompute,
+    /// One for each block, or one for all that is filled again.
     blocks: Vec<BlockState>,
     /// The residual stream before each block, and after the last.
     residual: Vec<Vec<f32>>,
@@ -60,14 +73,32 @@ impl Gradients {
     }
 }
 
+impl Recompute {
+    /// Blocks whose states are kept.
+    fn n_kept(self, config: &Config) -> usize {
+        match self {
+            Self::Nothing => config.n_layers,
+            Self::Blocks => 1,
+        }
+    }
+}
+
 impl Activations {
     /// Buffers for micro-batches of at most `capacity` tokens, in rows of at most `config.context`.
     pub fn new(config: &Config, capacity: usize) -> Self {
+        Self::with_recompute(config, capacity, Recompute::Nothing)
+    }
+
+    /// As [`Self::new`], keeping less of the forward pass.
+    pub fn with_recompute(config: &Config, capacity: usize, recompute: Recompute) -> Self {
         let stream = || vec![0.0; capacity * config.d_model];
         Self {
             capacity,
             table: Table::new(config.rope_theta, config.head_dim, capacity.min(config.context)),
-            blocks: (0..config.n_layers).map(|_| BlockState::new(config, capacity)).collect(),
+            recompute,
+            blocks: (0..recompute.n_kept(config))
+                .map(|_| BlockState::new(config, capacity))
+                .collect(),
             residual: (0..=config.n_layers).map(|_| stream()).collect(),
             normed: stream(),
             final_rstd: vec![0.0; capacity],
@@ -76,9 +107,9 @@ impl Activations {
         }
     }
 
-    /// Bytes that [`Self::new`] takes.
-    pub fn bytes(config: &Config, capacity: usize) -> u64 {
-        let per_token = config.n_layers * BlockState::floats_per_token(config)
+    /// Bytes that [`Self::with_recompute`] takes.
+    pub fn bytes(config: &Config, capacity: usize, recompute: Recompute) -> u64 {
+        let per_token = recompute.n_kept(config) * BlockState::floats_per_token(config)
             + (config.n_layers + 2) * config.d_model
             + 1
             + Gradients::floats_per_token(config);
@@ -111,7 +142,8 @@ impl Activations {
         for layer in 0..config.n_layers {
             let (before, after) = self.residual.split_at_mut(layer + 1);
             let (x, out) = (&before[layer][..len], &mut after[0][..len]);
-            pass.block(&weights.block(layer), x, &mut self.blocks[layer], out);
+            let kept = layer.min(self.blocks.len() - 1);
+            pass.block(&weights.block(layer), x, &mut self.blocks[kept], out);
         }
         let last = &self.residual[config.n_layers][..len];
         let (normed, rstd) = (&mut self.normed[..len], &mut self.final_rstd[..n_tokens]);
@@ -135,7 +167,12 @@ impl Activations {
         for layer in (0..config.n_layers).rev() {
             let x = &self.residual[layer][..len];
             let (block, mut grads) = (weights.block(layer), grads.block_mut(layer));
-            d.block(&pass, &block, x, &self.blocks[layer], &mut grads);
+            let kept = layer.min(self.blocks.len() - 1);
+            if self.recompute == Recompute::Blocks && layer + 1 < config.n_layers {
+                // Its output was seen by the block after it; the buffer is free until then.
+                pass.block(&block, x, &mut self.blocks[kept], &mut d.normed[..len]);
+            }
+            d.block(&pass, &block, x, &self.blocks[kept], &mut grads);
         }
         embedding::backward(pool, batch.ids, &d.residual[..len], grads.embedding_mut());
         sums

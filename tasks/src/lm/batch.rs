@@ -40,6 +40,11 @@ impl Batch {
         self.n_targets = 0;
     }
 
+    /// Input ids.
+    pub fn ids(&self) -> &[u32] {
+        &self.ids
+    }
+
     /// Input tokens.
     pub fn n_tokens(&self) -> usize {
         self.ids.len()
@@ -48,6 +53,11 @@ impl Batch {
     /// Tokens that have a target.
     pub fn n_targets(&self) -> usize {
         self.n_targets
+    }
+
+    /// Pairs of a token and one that it attends to, itself included: what attention costs.
+    pub fn n_attended(&self) -> u64 {
+        self.starts.iter().zip(0_u64..).map(|(start, i)| i + 1 - u64::from(*start)).sum()
     }
 
     /// Appends a span of tokens that attend to each other, to the row that is open.
@@ -138,6 +148,8 @@ mod tests {
         check(1, &[&[1, 2, 3], &[5, 6, 7], &[8]]);
         check(4, &[&[1, 2, 3], &[5, 6, 7, 8]]);
         check(6, &[&[1, 2, 3, 5, 6, 7], &[8]]);
+        // Spans of 2, 1, 3 and 1 tokens that see 1, 2, .. of their own.
+        assert_eq!(batch.n_attended(), 3 + 1 + 6 + 1);
         let second = batch.micro_batches(4).nth(1).unwrap();
         assert_eq!(second.starts, [0, 0, 0, 3]);
         assert_eq!(second.targets, [6, 7, IGNORE, 9]);

@@ -118,6 +118,13 @@ impl Config {
         self.n_layers as u128 * block + tables * v * d + d
     }
 
+    /// Floating-point operations to train on `n_tokens` tokens that attend to `n_attended` tokens
+    /// together, themselves included: three times the forward pass.
+    pub fn train_flop(&self, n_tokens: u64, n_attended: u64) -> f64 {
+        let attention = 12.0 * (self.n_layers * self.q_width()) as f64;
+        self.train_flop_per_token(0) * n_tokens as f64 + attention * n_attended as f64
+    }
+
     /// Floating-point operations to train on one token in rows of `context` tokens: three times the
     /// forward pass, attention counted causally.
     pub fn train_flop_per_token(&self, context: usize) -> f64 {
@@ -161,5 +168,10 @@ mod tests {
         check(Preset::B3, 4096, 1.8388e10);
         check(Preset::B3, 8192, 2.0351e10);
         check(Preset::B6, 4096, 4.3285e10);
+        // A row attends to half of its square, and a token on the diagonal to the whole of itself.
+        let config = Preset::Toy.config();
+        let (row, per_token) =
+            (config.train_flop(128, 128 * 129 / 2), config.train_flop_per_token(129));
+        assert!((row / (128.0 * per_token) - 1.0).abs() < 1e-12);
     }
 }

@@ -38,8 +38,8 @@ pub struct Settings {
     pub repetition_penalty: f32,
     /// Tokens that are never chosen.
     pub suppress: Vec<u32>,
-    /// The token that ends a text.
-    pub eos: u32,
+    /// Tokens that end a text; they are not part of it.
+    pub stop: Vec<u32>,
 }
 
 /// One text to generate.
@@ -261,7 +261,7 @@ impl Batch<'_> {
                 request.index
             ))
         })?;
-        let ended = chosen == self.settings.eos;
+        let ended = self.settings.stop.contains(&chosen);
         let complete = ended || driver.is_complete(ids);
         if complete || ids.len() >= request.n_tokens_max {
             let mut slot = self.slots.swap_remove(slot);

@@ -4,8 +4,9 @@
 //! `torch_dtype` and `dtype`), so that older and newer readers agree. A tied model has no `lm_head`.
 
 mod config;
+mod inspect;
+mod numbers;
 
-use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
 use std::io;
@@ -13,18 +14,22 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use engine::task::Failure;
-use half::{bf16, f16};
 use memmap2::Mmap;
-use safetensors::tensor::{SafeTensorError, TensorView, View};
+use safetensors::tensor::{SafeTensorError, TensorView};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 use thiserror::Error;
 
 use super::{Config, Weights};
+pub use config::Generation;
+pub use inspect::{Inspection, TensorFigures, inspect};
+pub use numbers::Precision;
+use numbers::{Numbers, decode};
 
 const WEIGHTS_FILE: &str = "model.safetensors";
 const INDEX_FILE: &str = "model.safetensors.index.json";
 const CONFIG_FILE: &str = "config.json";
+const GENERATION_FILE: &str = "generation_config.json";
 /// The tokenizer beside the weights.
 pub const TOKENIZER_FILE: &str = "tokenizer.json";
 
@@ -121,46 +126,14 @@ pub(super) fn tensors<'a>(
     })
 }
 
-/// A part of the arena as the safetensors crate writes it.
-struct F32View<'a> {
-    shape: Vec<usize>,
-    data: &'a [f32],
-}
-
-impl View for F32View<'_> {
-    fn dtype(&self) -> Dtype {
-        Dtype::F32
-    }
-
-    fn shape(&self) -> &[usize] {
-        &self.shape
-    }
-
-    fn data(&self) -> Cow<'_, [u8]> {
-        little_endian(self.data)
-    }
-
-    fn data_len(&self) -> usize {
-        size_of_val(self.data)
-    }
-}
-
-/// The bytes of numbers as files hold them.
-fn little_endian(data: &[f32]) -> Cow<'_, [u8]> {
-    if cfg!(target_endian = "little") {
-        Cow::Borrowed(bytemuck::cast_slice(data))
-    } else {
-        Cow::Owned(data.iter().flat_map(|x| x.to_le_bytes()).collect())
-    }
-}
-
 /// Writes named vectors to a safetensors file; equal numbers give equal bytes.
 ///
 /// # Errors
 /// When the file cannot be written.
 pub fn write_vectors(path: &Path, vectors: &[(&str, &[f32])]) -> Result<(), Error> {
-    let views =
-        vectors.iter().map(|(name, data)| (*name, F32View { shape: vec![data.len()], data }));
+    let views = vectors.iter().map(|(name, data)| {
+        (*name, Numbers { shape: vec![data.len()], data, precision: Precision::F32 })
+    });
     safetensors::serialize_to_file(views, None, path).map_err(|e| Error::safetensors(path, e))
 }
 
@@ -178,37 +151,99 @@ pub fn read_vectors(path: &Path, vectors: &mut [(&str, &mut [f32])]) -> Result<(
     Ok(())
 }
 
-/// Writes a model folder: weights in f32, `config.json`, `generation_config.json`,
+/// Writes a model folder in f32; see [`save_as`].
+///
+/// # Errors
+/// As [`save_as`].
+pub fn save(dir: &Path, weights: &Weights, tokenizer: Option<&Path>) -> Result<(), Error> {
+    save_as(dir, weights, tokenizer, Precision::F32)
+}
+
+/// Writes a model folder: weights, `config.json`, `generation_config.json`,
 /// `tokenizer_config.json`, and a copy of `tokenizer`, a `tokenizer.json`.
 ///
 /// # Errors
-/// When a file cannot be written or `tokenizer` cannot be read.
-pub fn save(dir: &Path, weights: &Weights, tokenizer: Option<&Path>) -> Result<(), Error> {
+/// When a file cannot be written, `tokenizer` cannot be read, or a weight is beyond the range of
+/// `precision`.
+pub fn save_as(
+    dir: &Path,
+    weights: &Weights,
+    tokenizer: Option<&Path>,
+    precision: Precision,
+) -> Result<(), Error> {
     fs::create_dir_all(dir).map_err(|error| Error::io(dir, error))?;
+    write_weights(dir, weights, precision)?;
+    for (name, value) in [
+        (CONFIG_FILE, config::to_json(weights.config(), precision)),
+        (GENERATION_FILE, config::generation_json()),
+        ("tokenizer_config.json", config::tokenizer_json(weights.config())),
+    ] {
+        write_json(&dir.join(name), &value)?;
+    }
+    match tokenizer {
+        Some(tokenizer) => copy_file(tokenizer, &dir.join(TOKENIZER_FILE)),
+        None => Ok(()),
+    }
+}
+
+/// Writes the model in `from` to `to` with numbers of another precision; every other file of the
+/// folder that tells how to use the model is copied as it is.
+///
+/// # Errors
+/// When a file cannot be read or written, or a weight is beyond the range of `precision`.
+pub fn convert(from: &Path, to: &Path, precision: Precision) -> Result<(), Error> {
+    let weights = load(from)?;
+    fs::create_dir_all(to).map_err(|error| Error::io(to, error))?;
+    write_weights(to, &weights, precision)?;
+    let mut config = read_json(&from.join(CONFIG_FILE))?;
+    for field in ["torch_dtype", "dtype"] {
+        config[field] = precision.torch_name().into();
+    }
+    write_json(&to.join(CONFIG_FILE), &config)?;
+    for name in [
+        GENERATION_FILE,
+        TOKENIZER_FILE,
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "vocab.json",
+        "merges.txt",
+        "added_tokens.json",
+    ] {
+        let source = from.join(name);
+        if source.exists() {
+            copy_file(&source, &to.join(name))?;
+        }
+    }
+    Ok(())
+}
+
+fn write_weights(dir: &Path, weights: &Weights, precision: Precision) -> Result<(), Error> {
     let path = dir.join(WEIGHTS_FILE);
+    for tensor in tensors(weights.config(), "model.") {
+        let data = &weights.data()[tensor.range];
+        if let Some(x) = data.iter().find(|x| !precision.holds(**x)) {
+            let (name, limit) = (tensor.name, precision.name());
+            let message = format!("tensor `{name}` holds {x}, which `{limit}` cannot hold");
+            return Err(Error::invalid(&path, message));
+        }
+    }
     let views = tensors(weights.config(), "model.").map(|tensor| {
         let data = &weights.data()[tensor.range];
-        (tensor.name, F32View { shape: tensor.shape, data })
+        (tensor.name, Numbers { shape: tensor.shape, data, precision })
     });
     // Readers of PyTorch models look for this entry.
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
     safetensors::serialize_to_file(views, Some(metadata), &path)
-        .map_err(|error| Error::safetensors(&path, error))?;
-    for (name, value) in [
-        (CONFIG_FILE, config::to_json(weights.config())),
-        ("generation_config.json", config::generation_json()),
-        ("tokenizer_config.json", config::tokenizer_json(weights.config())),
-    ] {
-        let path = dir.join(name);
-        let text = format!("{value:#}\n");
-        fs::write(&path, text).map_err(|error| Error::io(&path, error))?;
-    }
-    if let Some(tokenizer) = tokenizer {
-        let target = dir.join(TOKENIZER_FILE);
-        let bytes = fs::read(tokenizer).map_err(|error| Error::io(tokenizer, error))?;
-        fs::write(&target, bytes).map_err(|error| Error::io(&target, error))?;
-    }
-    Ok(())
+        .map_err(|error| Error::safetensors(&path, error))
+}
+
+fn write_json(path: &Path, value: &Value) -> Result<(), Error> {
+    fs::write(path, format!("{value:#}\n")).map_err(|error| Error::io(path, error))
+}
+
+fn copy_file(from: &Path, to: &Path) -> Result<(), Error> {
+    let bytes = fs::read(from).map_err(|error| Error::io(from, error))?;
+    fs::write(to, bytes).map_err(|error| Error::io(to, error))
 }
 
 /// Reads the config of a model folder.
@@ -219,6 +254,25 @@ pub fn load_config(dir: &Path) -> Result<Config, Error> {
     let path = dir.join(CONFIG_FILE);
     let value = read_json(&path)?;
     config::from_json(&value).map_err(|message| Error::invalid(&path, message))
+}
+
+/// Reads how a model folder asks to be sampled from.
+///
+/// # Errors
+/// When a file cannot be read or a field is not what it should be.
+pub fn load_generation(dir: &Path) -> Result<Generation, Error> {
+    let path = dir.join(GENERATION_FILE);
+    let config = dir.join(CONFIG_FILE);
+    // Older folders tell the ends of a text in `config.json` only.
+    let (path, value) = match read_json(&path) {
+        Ok(value) => (path, value),
+        Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+            let value = read_json(&config)?;
+            (config, value)
+        }
+        Err(error) => return Err(error),
+    };
+    config::generation_from_json(&value).map_err(|message| Error::invalid(&path, message))
 }
 
 /// Reads a model folder: one safetensors file or shards with an index; f32, bf16 or f16.
@@ -326,20 +380,7 @@ fn copy(
     data: &mut [f32],
 ) -> Result<(), Error> {
     check_tensor(path, name, view, shape)?;
-    let bytes = view.data();
-    let (twos, _) = bytes.as_chunks::<2>();
-    match view.dtype() {
-        Dtype::BF16 => {
-            data.iter_mut().zip(twos).for_each(|(x, b)| *x = bf16::from_le_bytes(*b).to_f32());
-        }
-        Dtype::F16 => {
-            data.iter_mut().zip(twos).for_each(|(x, b)| *x = f16::from_le_bytes(*b).to_f32());
-        }
-        _ => {
-            let (fours, _) = bytes.as_chunks::<4>();
-            data.iter_mut().zip(fours).for_each(|(x, b)| *x = f32::from_le_bytes(*b));
-        }
-    }
+    decode(view.dtype(), view.data(), data);
     match data.iter().position(|x| !x.is_finite()) {
         Some(i) => {
             let message = format!("tensor `{name}` holds {} at element {i}", data[i]);
@@ -349,5 +390,7 @@ fn copy(
     }
 }
 
+#[cfg(test)]
+mod fuzz;
 #[cfg(test)]
 mod tests;

@@ -5,7 +5,7 @@ use std::fmt;
 use engine::task::Failure;
 
 use super::Config;
-use super::backward::Activations;
+use super::backward::{Activations, Recompute};
 
 /// Bytes of a training run by purpose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,19 +20,41 @@ pub struct MemoryPlan {
     pub activations_bytes: u64,
     /// Buffers to measure the held-out loss.
     pub heldout_bytes: u64,
+    /// What the activations leave out.
+    pub recompute: Recompute,
 }
 
 impl MemoryPlan {
     /// The plan to train a model in micro-batches of at most `micro_tokens` tokens, beside buffers of
-    /// `heldout_bytes`.
-    pub fn training(config: &Config, micro_tokens: usize, heldout_bytes: u64) -> Self {
+    /// `heldout_bytes`: the fastest that `granted_bytes` hold, else the smallest.
+    pub fn training(
+        config: &Config,
+        micro_tokens: usize,
+        heldout_bytes: u64,
+        granted_bytes: Option<u64>,
+    ) -> Self {
+        let plan = |recompute| Self::with(config, micro_tokens, heldout_bytes, recompute);
+        let fastest = plan(Recompute::Nothing);
+        match granted_bytes {
+            Some(granted) if fastest.total_bytes() > granted => plan(Recompute::Blocks),
+            _ => fastest,
+        }
+    }
+
+    fn with(
+        config: &Config,
+        micro_tokens: usize,
+        heldout_bytes: u64,
+        recompute: Recompute,
+    ) -> Self {
         let weights_bytes = 4 * config.n_parameters();
         Self {
             weights_bytes,
             gradients_bytes: weights_bytes,
             moments_bytes: 2 * weights_bytes,
-            activations_bytes: Activations::bytes(config, micro_tokens),
+            activations_bytes: Activations::bytes(config, micro_tokens, recompute),
             heldout_bytes,
+            recompute,
         }
     }
 
@@ -80,7 +102,11 @@ impl fmt::Display for MemoryPlan {
             mib(self.moments_bytes),
             mib(self.activations_bytes),
             mib(self.heldout_bytes)
-        )
+        )?;
+        match self.recompute {
+            Recompute::Nothing => Ok(()),
+            Recompute::Blocks => f.write_str("; blocks are computed again to save memory"),
+        }
     }
 }
 
@@ -91,7 +117,7 @@ mod tests {
 
     #[test]
     fn too_little_memory_is_an_error_with_the_remedy() {
-        let plan = MemoryPlan::training(&Preset::Toy.config(), 1024, 0);
+        let plan = MemoryPlan::training(&Preset::Toy.config(), 1024, 0, None);
         assert_eq!(plan.weights_bytes, 4 * 976_256);
         assert!(plan.check(None).is_ok() && plan.check(Some(plan.total_bytes())).is_ok());
         let failure = plan.check(Some(10 << 20)).unwrap_err();
@@ -99,10 +125,24 @@ mod tests {
         assert!(failure.help.unwrap().contains("micro_batch_tokens"));
     }
 
+    #[test]
+    fn short_memory_is_met_by_computing_blocks_again() {
+        let config = Preset::Small.config();
+        let plan = |granted| MemoryPlan::training(&config, 2048, 0, granted);
+        let (fast, small) = (plan(None), plan(Some(0)));
+        assert_eq!((fast.recompute, small.recompute), (Recompute::Nothing, Recompute::Blocks));
+        // Eight blocks' states against one, and the residual stream in both.
+        assert!(small.activations_bytes * 3 < fast.activations_bytes, "{fast} {small}");
+        assert_eq!(plan(Some(fast.total_bytes())), fast);
+        assert_eq!(plan(Some(fast.total_bytes() - 1)), small);
+        assert!(small.to_string().ends_with("computed again to save memory"));
+        assert!(small.check(Some(small.total_bytes() - 1)).is_err());
+    }
+
     /// Adam's state of the paper's 3 B model: parameters and two moments are 32.9 GB.
     #[test]
     fn papers_model_needs_its_known_memory() {
-        let plan = MemoryPlan::training(&Preset::B3.config(), 4096, 0);
+        let plan = MemoryPlan::training(&Preset::B3.config(), 4096, 0, None);
         let state = plan.weights_bytes + plan.moments_bytes;
         assert!((state as f64 / 32.9e9 - 1.0).abs() < 0.005, "{state}");
     }

@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Weights;
+use super::weights::Part;
 
 /// Decay of the moments and the floor of the denominator, the usual ones for language models.
 const BETA1: f64 = 0.9;
@@ -57,6 +58,43 @@ impl LearningRate {
     }
 }
 
+/// How learning rates depend on a model's width.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Parametrization {
+    /// They do not: a wider model wants a lower rate.
+    #[default]
+    Standard,
+    /// The rate of a matrix is divided by its number of inputs over the base width, so that one rate
+    /// suits every width. Embedding tables and gains keep the rate as it is.
+    ///
+    /// # Source
+    /// Wortsman et al., arXiv 2309.14322, where it is called µParam (simple).
+    MupSimple,
+}
+
+/// A [`Parametrization`] and the width that its rates are stated for.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RateScale {
+    /// How rates depend on width.
+    pub parametrization: Parametrization,
+    /// The number of inputs at which a matrix learns with the rate as stated.
+    pub base_width: f64,
+}
+
+impl RateScale {
+    /// Rates as stated, for every part.
+    pub const STANDARD: Self = Self { parametrization: Parametrization::Standard, base_width: 1.0 };
+
+    /// The factor on the rate of a part.
+    fn of(self, part: &Part) -> f64 {
+        match self.parametrization {
+            Parametrization::MupSimple if part.kind.decays() => self.base_width / part.cols as f64,
+            Parametrization::MupSimple | Parametrization::Standard => 1.0,
+        }
+    }
+}
+
 /// AdamW's moments.
 pub struct Optimizer {
     /// First moment, in arena order.
@@ -67,13 +105,21 @@ pub struct Optimizer {
     weight_decay: f64,
     /// Longest gradient that is taken whole.
     clip: f64,
+    rate_scale: RateScale,
 }
 
 impl Optimizer {
     /// Moments of zero for `weights`. `clip` is infinite for none.
     pub fn new(weights: &Weights, weight_decay: f64, clip: f64) -> Self {
         let zeros = || vec![0.0; weights.data().len()];
-        Self { first: zeros(), second: zeros(), weight_decay, clip }
+        let rate_scale = RateScale::STANDARD;
+        Self { first: zeros(), second: zeros(), weight_decay, clip, rate_scale }
+    }
+
+    /// Makes learning rates depend on width.
+    #[must_use]
+    pub fn with_rate_scale(self, rate_scale: RateScale) -> Self {
+        Self { rate_scale, ..self }
     }
 
     /// The length of the whole gradient.
@@ -94,7 +140,10 @@ impl Optimizer {
     ) {
         let grad_scale = if grad_norm > self.clip { self.clip / grad_norm } else { 1.0 };
         for part in weights.parts() {
-            let weight_decay = if part.kind.decays() { self.weight_decay } else { 0.0 };
+            let scale = self.rate_scale.of(&part);
+            let lr = lr * scale;
+            // The decay of a step is that of the rate as stated, whatever the width.
+            let weight_decay = if part.kind.decays() { self.weight_decay / scale } else { 0.0 };
             let settings = AdamW { lr, beta1: BETA1, beta2: BETA2, eps: EPS, weight_decay };
             let range = part.range;
             adamw::step(
@@ -131,6 +180,37 @@ mod tests {
         check(rate, 1191, 1e-2);
         check(rate, 1191 + 22_650 / 2, f64::midpoint(1e-2, 5e-5));
         check(rate, 23_841, 5e-5);
+    }
+
+    /// A matrix of 64 inputs at base width 32 moves half as far and decays as far; others as before.
+    #[test]
+    fn mup_scales_matrices_by_their_inputs() {
+        use crate::lm::Preset;
+        use crate::lm::weights::PartKind;
+
+        let pool = Pool::new(1);
+        let step = |rate_scale, weight_decay| {
+            let mut weights = Weights::zeros(&Preset::Smoke.config());
+            weights.data_mut().fill(1.0);
+            let mut grads = Weights::zeros(weights.config());
+            grads.data_mut().fill(if weight_decay > 0.0 { 0.0 } else { 1.0 });
+            let mut optimizer =
+                Optimizer::new(&weights, weight_decay, f64::INFINITY).with_rate_scale(rate_scale);
+            optimizer.step(&pool, &mut weights, &grads, 1.0, 1e-2, 1);
+            weights
+        };
+        let mup = RateScale { parametrization: Parametrization::MupSimple, base_width: 32.0 };
+        let (moved, plain) = (step(mup, 0.0), step(RateScale::STANDARD, 0.0));
+        let (decayed, plain_decayed) = (step(mup, 0.5), step(RateScale::STANDARD, 0.5));
+        for part in moved.parts() {
+            let at = part.range.start;
+            let way = |weights: &Weights| f64::from(1.0 - weights.data()[at]);
+            let is_matrix = matches!(part.kind, PartKind::Matrix | PartKind::Residual);
+            let expected = if is_matrix { 32.0 / part.cols as f64 } else { 1.0 };
+            let ratio = way(&moved) / way(&plain);
+            assert!((ratio - expected).abs() < 1e-4, "{}: {ratio} {expected}", part.name);
+            assert!((way(&decayed) - way(&plain_decayed)).abs() < 1e-6, "{}", part.name);
+        }
     }
 
     #[test]

@@ -1,13 +1,15 @@
 //! Agreement with transformers' `Qwen3ForCausalLM`; the goldens come from
 //! `tests/goldens/make_qwen3.py`.
 
+mod shapes;
+
 use std::path::{Path, PathBuf};
 
 use kernels::Pool;
 use kernels::cross_entropy::{IGNORE, Loss};
 use safetensors::SafeTensors;
 
-use super::backward::Activations;
+use super::backward::{Activations, Recompute};
 use super::batch::{Batch, MicroBatch};
 use super::forward::Forward;
 use super::optimizer::{LearningRate, Optimizer, Shape};
@@ -107,6 +109,12 @@ fn losses_and_every_gradient_agree() {
                 &format!("{case} {}", tensor.name),
             );
         }
+
+        // The same bits come out when blocks are computed again.
+        let mut again = Weights::zeros(weights.config());
+        let mut small = Activations::with_recompute(weights.config(), 16, Recompute::Blocks);
+        let sums_again = small.loss_and_gradients(&pool, &weights, &micro, loss, &mut again);
+        assert!(sums_again == sums && again.data() == grads.data(), "{case}");
 
         // The same gradients come out of micro-batches, within rounding.
         let mut parts = Weights::zeros(weights.config());

@@ -11,13 +11,12 @@ use std::time::{Duration, Instant};
 
 use engine::task::{Context, Failure};
 use kernels::Pool;
-use kernels::cross_entropy::{Loss, LossSums};
 use serde::Serialize;
 
-use super::backward::Activations;
 use super::batch::{Batch, Steps};
+use super::learner::{self, Learner};
 use super::memory::MemoryPlan;
-use super::optimizer::{LearningRate, Optimizer};
+use super::optimizer::LearningRate;
 use super::{Weights, hf};
 use checkpoint::{Bits, Cursor};
 
@@ -25,6 +24,11 @@ use checkpoint::{Bits, Cursor};
 const PROGRESS_EVERY: Duration = Duration::from_millis(300);
 /// Most points of a metric over a run.
 const N_METRIC_POINTS: u64 = 500;
+/// Seconds of training before the first figure of utilisation: short runs are not worth measuring
+/// the machine for.
+const MFU_AFTER_S: f64 = 5.0;
+/// Products timed to know the machine's peak.
+const MFU_PEAK_RUNS: usize = 5;
 /// Weight of the newest step in the running mean that spikes are judged by.
 const MEAN_WEIGHT: f64 = 0.05;
 
@@ -33,14 +37,8 @@ const MEAN_WEIGHT: f64 = 0.05;
 pub struct Recipe {
     /// Learning rate by step.
     pub rate: LearningRate,
-    /// Decay of matrices per unit of learning rate.
-    pub weight_decay: f64,
-    /// Longest gradient that is taken whole; infinite for no clipping.
-    pub clip: f64,
-    /// Weight of the squared logarithm of the softmax's denominator.
-    pub z_loss: f64,
-    /// Most tokens of a micro-batch; a longer row is one of its own.
-    pub micro_batch_tokens: usize,
+    /// What a step does with its batch.
+    pub step: learner::Settings,
     /// Rise of a step's loss above its running mean, in nats, that stops the run; infinite for none.
     pub loss_rise_max: f64,
     /// Points of the curve.
@@ -112,7 +110,7 @@ pub struct Summary {
     pub loss: f64,
     /// Held-out loss at the end, in nats.
     pub heldout_loss: Option<f64>,
-    /// Floating-point operations, attention counted over whole rows.
+    /// Floating-point operations, attention counted over what each token attends to.
     pub flop: f64,
 }
 
@@ -120,10 +118,7 @@ pub struct Summary {
 pub struct Trainer<'a> {
     pool: &'a Pool,
     recipe: Recipe,
-    weights: Weights,
-    grads: Weights,
-    optimizer: Optimizer,
-    activations: Activations,
+    learner: Learner<'a>,
     cursor: Cursor,
 }
 
@@ -141,22 +136,26 @@ impl<'a> Trainer<'a> {
         steps: &dyn Steps,
         heldout_bytes: u64,
     ) -> Result<Self, Failure> {
-        let capacity = recipe.micro_batch_tokens.max(steps.row_tokens_max());
-        let plan = MemoryPlan::training(weights.config(), capacity, heldout_bytes);
+        let capacity = recipe.step.micro_batch_tokens.max(steps.row_tokens_max());
+        let granted = ctx.memory_bytes();
+        let plan = MemoryPlan::training(weights.config(), capacity, heldout_bytes, granted);
         ctx.info(format!(
             "{} parameters, {} steps, {} tokens; memory: {plan}",
             weights.config().n_parameters(),
             steps.n_steps(),
             steps.n_tokens()
         ));
-        plan.check(ctx.memory_bytes())?;
+        plan.check(granted)?;
         Ok(Self {
             pool,
             recipe,
-            grads: Weights::zeros(weights.config()),
-            optimizer: Optimizer::new(&weights, recipe.weight_decay, recipe.clip),
-            activations: Activations::new(weights.config(), capacity),
-            weights,
+            learner: Learner::new(
+                pool,
+                recipe.step,
+                weights,
+                steps.row_tokens_max(),
+                plan.recompute,
+            ),
             cursor: Cursor::default(),
         })
     }
@@ -196,9 +195,9 @@ impl<'a> Trainer<'a> {
             done?;
         }
         ctx.progress(steps.n_tokens(), steps.n_tokens(), "tokens");
-        let summary = self.summary(steps);
+        let summary = self.summary();
         let points = self.cursor.points.iter().map(checkpoint::PointBits::point).collect();
-        Ok((self.weights, points, summary))
+        Ok((self.learner.into_weights(), points, summary))
     }
 
     fn one_step(
@@ -210,27 +209,29 @@ impl<'a> Trainer<'a> {
     ) -> Result<(), Failure> {
         let step = self.cursor.step;
         steps.fill(step, batch);
-        let sums = self.gradients(ctx, batch)?;
+        let sums = self.learner.gradients(batch, || ctx.check_cancelled())?;
         let lr = self.recipe.rate.at(step);
-        let grad_norm = Optimizer::norm(self.pool, &self.grads);
+        let grad_norm = self.learner.grad_norm();
+        let stride = steps.n_steps().div_ceil(N_METRIC_POINTS).max(1);
+        let is_point = (step + 1).is_multiple_of(stride) || step + 1 == steps.n_steps();
         // A step without targets, such as a last one of a single token, teaches nothing.
         if sums.n_tokens > 0 {
             let loss = sums.nll / sums.n_tokens as f64;
-            self.check_health(step, loss, grad_norm)?;
-            let (pool, grads) = (self.pool, &self.grads);
-            self.optimizer.step(pool, &mut self.weights, grads, grad_norm, lr, step + 1);
+            self.check_health(step, loss, grad_norm, batch)?;
+            self.learner.update(grad_norm, lr, step + 1);
             self.cursor.count(&sums, MEAN_WEIGHT);
-            let stride = steps.n_steps().div_ceil(N_METRIC_POINTS).max(1);
-            if (step + 1).is_multiple_of(stride) || step + 1 == steps.n_steps() {
+            if is_point {
                 ctx.metric("loss", step + 1, loss);
                 ctx.metric("grad_norm", step + 1, grad_norm);
                 ctx.metric("lr", step + 1, lr);
-                let tokens = self.cursor.n_tokens + batch.n_tokens() as u64;
-                ctx.metric("tokens_per_s", step + 1, clock.rate(tokens));
             }
         }
         self.cursor.step += 1;
         self.cursor.n_tokens += batch.n_tokens() as u64;
+        self.cursor.n_attended += batch.n_attended();
+        if is_point {
+            self.report_speed(ctx, clock);
+        }
         if clock.reported.elapsed() >= PROGRESS_EVERY {
             clock.reported = Instant::now();
             ctx.progress(self.cursor.n_tokens, steps.n_tokens(), "tokens");
@@ -238,37 +239,52 @@ impl<'a> Trainer<'a> {
         Ok(())
     }
 
-    /// Adds the gradients of every micro-batch of a step; the loss is the mean over its targets.
-    fn gradients(&mut self, ctx: &Context, batch: &Batch) -> Result<LossSums, Failure> {
-        self.grads.data_mut().fill(0.0);
-        let scale = 1.0 / batch.n_targets().max(1) as f32;
-        let loss = Loss { z_loss: self.recipe.z_loss as f32, scale };
-        let mut sums = LossSums::default();
-        for micro in batch.micro_batches(self.recipe.micro_batch_tokens) {
-            ctx.check_cancelled()?;
-            let (pool, grads) = (self.pool, &mut self.grads);
-            let part =
-                self.activations.loss_and_gradients(pool, &self.weights, &micro, loss, grads);
-            sums.nll += part.nll;
-            sums.z += part.z;
-            sums.n_tokens += part.n_tokens;
+    /// What the machine makes of the run so far.
+    fn report_speed(&self, ctx: &Context, clock: &mut Clock) {
+        let (step, config) = (self.cursor.step, self.learner.config());
+        let seconds = clock.started.elapsed().as_secs_f64().max(1e-9);
+        let n_tokens = self.cursor.n_tokens - clock.started_tokens;
+        ctx.metric("tokens_per_s", step, n_tokens as f64 / seconds);
+        if let Some(bytes) = resident_bytes() {
+            ctx.metric("memory_mib", step, bytes as f64 / f64::from(1 << 20));
         }
-        Ok(sums)
+        if seconds >= MFU_AFTER_S {
+            let peak = *clock
+                .peak_gflops
+                .get_or_insert_with(|| kernels::bench::peak_gflops(self.pool, MFU_PEAK_RUNS));
+            let n_attended = self.cursor.n_attended - clock.started_attended;
+            let gflops = config.train_flop(n_tokens, n_attended) / seconds / 1e9;
+            ctx.metric("mfu", step, gflops / peak);
+        }
     }
 
-    fn check_health(&self, step: u64, loss: f64, grad_norm: f64) -> Result<(), Failure> {
+    /// Stops the run at a step that would spoil the weights, and says what is known of its cause.
+    fn check_health(
+        &self,
+        step: u64,
+        loss: f64,
+        grad_norm: f64,
+        batch: &Batch,
+    ) -> Result<(), Failure> {
         let help =
             "lower the learning rate, lengthen the warm-up, or look at the documents of this step";
+        let first = batch.ids().iter().take(8).collect::<Vec<_>>();
+        let seen = format!(
+            "learning rate {:.3e}, {} tokens in the step, which begins with ids {first:?}; largest gradient {}",
+            self.recipe.rate.at(step),
+            batch.n_tokens(),
+            self.learner.worst_gradient()
+        );
         if !(loss.is_finite() && grad_norm.is_finite()) {
             return Err(Failure::permanent(format!(
-                "step {step} has loss {loss} and gradient norm {grad_norm}; the weights are those of the step before"
+                "step {step} has loss {loss} and gradient norm {grad_norm} ({seen}); the weights are those of the step before"
             ))
             .help(help));
         }
         match self.cursor.mean_loss {
             Some(Bits(mean)) if loss > mean + self.recipe.loss_rise_max => {
                 Err(Failure::permanent(format!(
-                    "step {step} has loss {loss:.3}, more than {} above its running mean of {mean:.3}",
+                    "step {step} has loss {loss:.3}, more than {} above its running mean of {mean:.3} ({seen}, gradient norm {grad_norm:.3e})",
                     self.recipe.loss_rise_max
                 ))
                 .help(format!("{help}, or raise `loss_rise_max`")))
@@ -285,11 +301,11 @@ impl<'a> Trainer<'a> {
         observer: &mut dyn Observer,
     ) -> Result<(), Failure> {
         let (step, n_steps) = (self.cursor.step, steps.n_steps());
-        observer.after_step(ctx, step, &self.weights)?;
+        observer.after_step(ctx, step, self.learner.weights())?;
         // Point `i` of `n` lies after step ceil(i n_steps / n), the last one at the end.
         let n_points = self.recipe.n_points.clamp(1, n_steps);
         if step * n_points / n_steps > (step - 1) * n_points / n_steps {
-            let heldout_loss = observer.heldout_loss(ctx, self.pool, &self.weights)?;
+            let heldout_loss = observer.heldout_loss(ctx, self.pool, self.learner.weights())?;
             if let Some(loss) = heldout_loss {
                 ctx.metric("heldout_loss", step, loss);
             }
@@ -301,9 +317,9 @@ impl<'a> Trainer<'a> {
         Ok(())
     }
 
-    fn summary(&self, steps: &dyn Steps) -> Summary {
+    fn summary(&self) -> Summary {
         let last = self.cursor.points.last().map(checkpoint::PointBits::point);
-        let config = self.weights.config();
+        let config = self.learner.config();
         Summary {
             n_parameters: config.n_parameters(),
             n_steps: self.cursor.step,
@@ -311,7 +327,7 @@ impl<'a> Trainer<'a> {
             n_targets: self.cursor.n_targets,
             loss: last.map_or(f64::NAN, |point| point.loss),
             heldout_loss: last.and_then(|point| point.heldout_loss),
-            flop: self.cursor.n_tokens as f64 * config.train_flop_per_token(steps.row_tokens_max()),
+            flop: config.train_flop(self.cursor.n_tokens, self.cursor.n_attended),
         }
     }
 }
@@ -320,6 +336,9 @@ impl<'a> Trainer<'a> {
 struct Clock {
     started: Instant,
     started_tokens: u64,
+    started_attended: u64,
+    /// Of the machine's matrix product; measured when it is first needed.
+    peak_gflops: Option<f64>,
     reported: Instant,
     checkpointed: Instant,
     checkpointed_step: u64,
@@ -331,15 +350,21 @@ impl Clock {
         Self {
             started: now,
             started_tokens: cursor.n_tokens,
+            started_attended: cursor.n_attended,
+            peak_gflops: None,
             reported: now,
             checkpointed: now,
             checkpointed_step: cursor.step,
         }
     }
+}
 
-    fn rate(&self, n_tokens: u64) -> f64 {
-        (n_tokens - self.started_tokens) as f64 / self.started.elapsed().as_secs_f64().max(1e-9)
-    }
+/// Resident memory of this process; nothing where the system does not say.
+fn resident_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let kib: u64 = line.trim().trim_end_matches("kB").trim().parse().ok()?;
+    Some(kib << 10)
 }
 
 /// Writes a finished model: the Hugging Face folder, `training.json` and `curve.csv`.

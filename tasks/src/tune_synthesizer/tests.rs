@@ -133,6 +133,24 @@ fn snapshots_are_found_by_their_fraction() {
     assert!(failure.message.contains("there are: at-0.3800"), "{}", failure.message);
 }
 
+/// Snapshots are on the way to the end: that of a run half as long under a constant rate.
+#[test]
+fn snapshots_are_the_models_on_the_way() {
+    let world = topics();
+    let mut params = params();
+    (params["steps"], params["snapshots"]) = (json!(8), json!([0.25, 0.5]));
+    world.bench().run::<TuneSynthesizer>(&params).unwrap();
+    let read = |folder: &str, port: &str| {
+        fs::read(world.bench().out(port).join(folder).join("model.safetensors")).unwrap()
+    };
+    let (early, half) = (read("at-0.2500", "snapshots"), read("at-0.5000", "snapshots"));
+    assert!(early != half && half != read("", "model"));
+    // What is published anew replaces what was there.
+    (params["steps"], params["snapshots"]) = (json!(4), json!([]));
+    world.bench().run::<TuneSynthesizer>(&params).unwrap();
+    assert!(read("", "model") == half, "the same steps give the same model");
+}
+
 #[test]
 fn wrong_inputs_and_params_are_errors_with_advice() {
     let world = topics();
@@ -146,6 +164,9 @@ fn wrong_inputs_and_params_are_errors_with_advice() {
     check(|p| p["batch_tokens"] = json!(64), "exactly one of `batch_pairs` and `batch_tokens`");
     check(|p| p["lr"] = json!(-1.0), "-1 is not a number above 0");
     check(|p| p["snapshot"] = json!(2.0), "2 is not between 0 and 1");
+    check(|p| p["snapshots"] = json!([0.5, 0.0]), "0 is not between 0 and 1");
+    check(|p| p["snapshots"] = json!([0.5, 0.50001]), "0.50001 is given twice");
+    check(|p| p["mup_base_width"] = json!(0), "0 is not a number above 0");
     check(|p| p["context"] = json!(12), "do not fit a context of 12 tokens");
     check(|p| p["context"] = json!(0), "context: 0 is not within");
 

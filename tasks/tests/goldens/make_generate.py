@@ -88,4 +88,5 @@ def main():
     pathlib.Path(__file__).with_name("generate.json").write_text(f"[\n{text}\n]\n")
 
 
-main()
+if __name__ == "__main__":
+    main()

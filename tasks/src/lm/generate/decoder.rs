@@ -80,6 +80,11 @@ impl<'a> Decoder<'a> {
         4 * floats + (pages * Cache::page_bytes(shape(config))) as u64
     }
 
+    /// Bytes of the keys and values of one token.
+    pub fn cache_bytes_per_token(config: &Config) -> u64 {
+        (2 * 4 * config.n_layers * config.kv_width()) as u64
+    }
+
     /// The model's shape.
     pub fn config(&self) -> &Config {
         self.weights.config()

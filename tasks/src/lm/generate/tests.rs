@@ -61,7 +61,7 @@ fn cases() -> Vec<Case> {
 }
 
 fn settings(choice: Choice) -> Settings {
-    Settings { choice, repetition_penalty: 1.0, suppress: Vec::new(), eos: 1000 }
+    Settings { choice, repetition_penalty: 1.0, suppress: Vec::new(), stop: vec![1000] }
 }
 
 /// Keeps the texts by index.
@@ -179,7 +179,7 @@ fn texts_do_not_depend_on_the_batch() {
     let sampled = Settings {
         repetition_penalty: 1.1,
         suppress: vec![0, 2],
-        eos: 1,
+        stop: vec![1],
         ..settings(Choice::Sample(policy))
     };
     let requests = |order: &dyn Fn(u64) -> u64| -> Vec<Request> {

@@ -1,12 +1,14 @@
 //! `config.json` and its neighbours.
 
+use serde::Serialize;
 use serde_json::{Map, Value, json};
 
+use super::Precision;
 use crate::lm::Config;
 use crate::tokenizer::{BOS, EOS, PAD, SEP, SPECIALS};
 
 /// The `config.json` of a model.
-pub(super) fn to_json(config: &Config) -> Value {
+pub(super) fn to_json(config: &Config, precision: Precision) -> Value {
     json!({
         "architectures": ["Qwen3ForCausalLM"],
         "model_type": "qwen3",
@@ -31,8 +33,8 @@ pub(super) fn to_json(config: &Config) -> Value {
         "eos_token_id": EOS,
         "pad_token_id": PAD,
         "use_cache": true,
-        "torch_dtype": "float32",
-        "dtype": "float32",
+        "torch_dtype": precision.torch_name(),
+        "dtype": precision.torch_name(),
     })
 }
 
@@ -51,6 +53,60 @@ pub(super) fn generation_json() -> Value {
         "temperature": 1.0,
         "top_p": 0.9,
     })
+}
+
+/// How a model folder asks to be sampled from; what it does not say is transformers' default.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Generation {
+    /// Tokens that end a text; may be none.
+    pub stop: Vec<u32>,
+    /// Whether tokens are drawn; else the likeliest is taken.
+    pub do_sample: bool,
+    /// Divides the logits.
+    pub temperature: f32,
+    /// How many of the likeliest tokens stay; 0 keeps all.
+    pub top_k: usize,
+    /// The share of the mass that stays.
+    pub top_p: f64,
+    /// Above 1, makes tokens that occurred less likely.
+    pub repetition_penalty: f32,
+}
+
+/// Reads a `generation_config.json`, or those fields of a `config.json`.
+///
+/// # Errors
+/// The first field that has the wrong type or is out of range.
+pub(super) fn generation_from_json(value: &Value) -> Result<Generation, String> {
+    let object = value.as_object().ok_or("is not a JSON object")?;
+    let id = |value: &Value| {
+        let id = value.as_u64().and_then(|id| u32::try_from(id).ok());
+        id.ok_or(format!("`eos_token_id` holds `{value}`, not a token id"))
+    };
+    let stop = match object.get("eos_token_id") {
+        None | Some(Value::Null) => Vec::new(),
+        Some(Value::Array(ids)) => ids.iter().map(id).collect::<Result<_, _>>()?,
+        Some(one) => vec![id(one)?],
+    };
+    let number = |field: &str, default: f64, lowest: f64| match object.get(field) {
+        None | Some(Value::Null) => Ok(default),
+        Some(value) => match value.as_f64() {
+            Some(x) if x.is_finite() && x >= lowest => Ok(x),
+            _ => Err(format!("`{field}` is `{value}`, not a number of at least {lowest}")),
+        },
+    };
+    let generation = Generation {
+        stop,
+        do_sample: object.get("do_sample").and_then(Value::as_bool).unwrap_or(false),
+        temperature: number("temperature", 1.0, f64::MIN_POSITIVE)? as f32,
+        top_k: number("top_k", 0.0, 0.0)? as usize,
+        top_p: number("top_p", 1.0, f64::MIN_POSITIVE)?,
+        repetition_penalty: number("repetition_penalty", 1.0, 1.0)? as f32,
+    };
+    if generation.top_p > 1.0 || generation.temperature <= 0.0 {
+        let Generation { top_p, temperature, .. } = generation;
+        return Err(format!("`top_p` {top_p} or `temperature` {temperature} is out of range"));
+    }
+    Ok(generation)
 }
 
 /// How other libraries load `tokenizer.json`.

@@ -1,3 +1,4 @@
+use half::{bf16, f16};
 use kernels::Pool;
 use serde_json::json;
 
@@ -129,4 +130,63 @@ fn vectors_round_trip_and_refuse_other_lengths() {
     assert_eq!((a, b[0].to_bits()), ([1.0, 2.5], (-0.0_f32).to_bits()));
     assert!(read_vectors(&path, &mut [("a", &mut b)]).is_err());
     assert!(read_vectors(&path, &mut [("c", &mut b)]).is_err());
+}
+
+#[test]
+fn every_precision_is_saved_loaded_and_converted() {
+    for tied in [true, false] {
+        let weights = model(tied);
+        let rounded = |round: &dyn Fn(f32) -> f32| -> Vec<f32> {
+            weights.data().iter().map(|x| round(*x)).collect()
+        };
+        for (precision, name, expected) in [
+            (Precision::F32, "float32", rounded(&|x| x)),
+            (Precision::Bf16, "bfloat16", rounded(&|x| bf16::from_f32(x).to_f32())),
+            (Precision::F16, "float16", rounded(&|x| f16::from_f32(x).to_f32())),
+        ] {
+            let dir = tempfile::tempdir().unwrap();
+            let (direct, converted) = (dir.path().join("direct"), dir.path().join("converted"));
+            save_as(&direct, &weights, None, precision).unwrap();
+            assert_eq!(load(&direct).unwrap().data(), expected);
+            let config = read_json(&direct.join(CONFIG_FILE)).unwrap();
+            assert_eq!((&config["dtype"], &config["torch_dtype"]), (&json!(name), &json!(name)));
+            convert(saved(&weights).path(), &converted, precision).unwrap();
+            for file in [WEIGHTS_FILE, CONFIG_FILE, GENERATION_FILE] {
+                let read = |dir: &Path| fs::read(dir.join(file)).unwrap();
+                assert!(read(&direct) == read(&converted), "{file} as {name}");
+            }
+        }
+    }
+    let mut wide = model(true);
+    wide.data_mut()[3] = 70_000.0;
+    let dir = tempfile::tempdir().unwrap();
+    let error = save_as(dir.path(), &wide, None, Precision::F16).unwrap_err().to_string();
+    assert!(error.contains("embed_tokens.weight` holds 70000, which `f16` cannot hold"), "{error}");
+    save_as(dir.path(), &wide, None, Precision::Bf16).unwrap();
+}
+
+#[test]
+fn folders_are_inspected_even_when_they_cannot_be_loaded() {
+    let mut weights = model(true);
+    weights.data_mut()[..3].copy_from_slice(&[f32::NAN, f32::INFINITY, 3.0]);
+    let dir = tempfile::tempdir().unwrap();
+    // NaN is refused when it is read, not when the f32 it came from is written by another program.
+    let finite = model(true);
+    save(dir.path(), &finite, None).unwrap();
+    let path = dir.path().join(WEIGHTS_FILE);
+    let mut bytes = fs::read(&path).unwrap();
+    let table: Vec<u8> = finite.embedding().iter().flat_map(|x| x.to_le_bytes()).collect();
+    let at = bytes.windows(16).position(|window| window == &table[..16]).unwrap();
+    let broken = weights.embedding()[..3].iter().flat_map(|x| x.to_le_bytes());
+    bytes.splice(at..at + 12, broken);
+    fs::write(&path, bytes).unwrap();
+    assert!(load(dir.path()).is_err());
+    let found = inspect(dir.path()).unwrap();
+    assert_eq!(found.n_numbers, weights.config().n_parameters());
+    assert_eq!(found.files[0].0, WEIGHTS_FILE);
+    let table = found.tensors.iter().find(|t| t.name == "model.embed_tokens.weight").unwrap();
+    assert_eq!((table.n_not_finite, table.max), (2, Some(3.0)));
+    assert_eq!((table.dtype.as_str(), &*table.shape), ("F32", &[40, 64][..]));
+    let norm = found.tensors.iter().find(|t| t.name == "model.norm.weight").unwrap();
+    assert_eq!((norm.mean, norm.root_mean_square), (Some(1.0), Some(1.0)));
 }

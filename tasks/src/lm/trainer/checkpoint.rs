@@ -12,7 +12,7 @@ use crate::lm::hf;
 
 const STATE_FILE: &str = "state.safetensors";
 const CURSOR_FILE: &str = "cursor.json";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// A number kept by its bits, so that reading it back gives the same number.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -69,6 +69,8 @@ pub(super) struct Cursor {
     pub(super) observed: u64,
     /// Input tokens seen.
     pub(super) n_tokens: u64,
+    /// Pairs of a token seen and one that it attends to.
+    pub(super) n_attended: u64,
     /// Tokens seen that had a target.
     pub(super) n_targets: u64,
     /// Running mean of the steps' losses.
@@ -104,9 +106,9 @@ impl Trainer<'_> {
         let cursor = serde_json::to_vec(&self.cursor).map_err(io::Error::from)?;
         ctx.save_checkpoint(self.cursor.step, |dir| {
             let vectors = [
-                ("weights", self.weights.data()),
-                ("first_moment", &self.optimizer.first),
-                ("second_moment", &self.optimizer.second),
+                ("weights", self.learner.weights.data()),
+                ("first_moment", &self.learner.optimizer.first),
+                ("second_moment", &self.learner.optimizer.second),
             ];
             hf::write_vectors(&dir.join(STATE_FILE), &vectors).map_err(|error| match error {
                 hf::Error::Io { source, .. } => source,
@@ -133,10 +135,11 @@ impl Trainer<'_> {
             ))
             .help("remove the checkpoint, or run with the version of sbp that wrote it"));
         }
+        let learner = &mut self.learner;
         let mut vectors = [
-            ("weights", self.weights.data_mut()),
-            ("first_moment", &mut self.optimizer.first),
-            ("second_moment", &mut self.optimizer.second),
+            ("weights", learner.weights.data_mut()),
+            ("first_moment", &mut learner.optimizer.first),
+            ("second_moment", &mut learner.optimizer.second),
         ];
         hf::read_vectors(&dir.join(STATE_FILE), &mut vectors)?;
         self.cursor = cursor;

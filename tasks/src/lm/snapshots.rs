@@ -1,0 +1,93 @@
+//! The model at chosen fractions of a run, kept beside the model at its end.
+
+use std::path::{Path, PathBuf};
+
+use engine::task::{Failure, ParamError};
+
+use super::{Weights, hf};
+
+/// The folder of the snapshots in a checkpoint, and the output port.
+pub const FOLDER: &str = "snapshots";
+
+/// Writes a model folder after some steps.
+pub struct Snapshots {
+    /// The steps after which a snapshot is due, and its folder.
+    due: Vec<(u64, String)>,
+    dir: PathBuf,
+    tokenizer: PathBuf,
+}
+
+/// Checks the param `snapshots`: fractions of a run.
+///
+/// # Errors
+/// The first that is not above 0 and below 1, or occurs twice.
+pub fn check(fractions: &[f64]) -> Result<(), ParamError> {
+    for (i, fraction) in fractions.iter().enumerate() {
+        if !(*fraction > 0.0 && *fraction < 1.0) {
+            let message = format!("{fraction} is not between 0 and 1");
+            return Err(
+                ParamError::new(FOLDER, message).help("the model at the end is the output `model`")
+            );
+        }
+        if fractions[..i].iter().any(|other| folder(*other) == folder(*fraction)) {
+            return Err(ParamError::new(FOLDER, format!("{fraction} is given twice")));
+        }
+    }
+    Ok(())
+}
+
+/// The folder of the snapshot at a fraction of a run.
+pub fn folder(fraction: f64) -> String {
+    format!("at-{fraction:.4}")
+}
+
+impl Snapshots {
+    /// Snapshots at `fractions` of `n_steps`, in folders below `dir`, with a copy of `tokenizer`.
+    pub fn new(fractions: &[f64], n_steps: u64, dir: PathBuf, tokenizer: &Path) -> Self {
+        let step = |fraction: f64| ((fraction * n_steps as f64).round() as u64).clamp(1, n_steps);
+        let due = fractions.iter().map(|&fraction| (step(fraction), folder(fraction))).collect();
+        Self { due, dir, tokenizer: tokenizer.to_owned() }
+    }
+
+    /// Writes what is due after `step` steps.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn after_step(&self, step: u64, weights: &Weights) -> Result<(), Failure> {
+        for (_, folder) in self.due.iter().filter(|(at, _)| *at == step) {
+            hf::save(&self.dir.join(folder), weights, Some(&self.tokenizer))?;
+        }
+        Ok(())
+    }
+
+    /// Adds the snapshots so far to a checkpoint.
+    ///
+    /// # Errors
+    /// When they cannot be copied.
+    pub fn save(&self, checkpoint: &Path) -> std::io::Result<()> {
+        copy_tree(&self.dir, &checkpoint.join(FOLDER))
+    }
+
+    /// Takes the snapshots back from a checkpoint.
+    ///
+    /// # Errors
+    /// When they cannot be copied.
+    pub fn restore(&self, checkpoint: &Path) -> Result<(), Failure> {
+        Ok(copy_tree(&checkpoint.join(FOLDER), &self.dir)?)
+    }
+}
+
+/// Copies a folder of folders of files.
+fn copy_tree(from: &Path, to: &Path) -> std::io::Result<()> {
+    for entry in walkdir::WalkDir::new(from).sort_by_file_name() {
+        let entry = entry.map_err(std::io::Error::from)?;
+        let relative = entry.path().strip_prefix(from).map_err(std::io::Error::other)?;
+        let target = to.join(relative);
+        if entry.file_type().is_dir() {
+            std::fs::create_dir_all(target)?;
+        } else {
+            std::fs::copy(entry.path(), target)?;
+        }
+    }
+    Ok(())
+}
