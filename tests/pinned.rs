@@ -36,6 +36,12 @@ const PINS: &[Pin] = &[
     pin("dedup", 2, "distinct", Digests(&[("corpus", "d4f817a8b453ce52")])),
     pin("train_tokenizer", 1, "tokenizer", Digests(&[("tokenizer", "b7eab8f7010b329a")])),
     pin(
+        "import_tokenizer",
+        1,
+        "foreign",
+        Figures(1e-9, &[("ids_shifted_by", 4.0), ("vocab_size", 7.0)]),
+    ),
+    pin(
         "split",
         1,
         "split",
@@ -44,6 +50,8 @@ const PINS: &[Pin] = &[
     pin("tokenize", 1, "pool", Digests(&[("tokens", "4271d8b27dcf8e7e")])),
     pin("sample", 1, "real", Digests(&[("tokens", "c13a2f8c45e562de")])),
     pin("mix", 1, "mix", Digests(&[("schedule", "0c7e160639c32ec6")])),
+    pin("measure_overlap", 1, "overlap", Figures(1e-9, &[("contaminated_share_max", 1.0)])),
+    pin("export", 1, "dataset", Figures(1e-9, &[("n_files", 1.0), ("n_synthetic", 0.0)])),
     pin("drop_repeats", 1, "kept", Digests(&[("corpus", "f4f04460f864d0ac")])),
     pin(
         "pretrain",
@@ -181,6 +189,13 @@ const PINS: &[Pin] = &[
 const ADVICE: &str =
     "\nif the change is meant, raise REVISION of the task and write the new values here";
 
+/// Three words, written elsewhere.
+const FOREIGN_TOKENIZER: &str = r#"{
+    "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
+    "pre_tokenizer": {"type": "Whitespace"}, "post_processor": null, "decoder": null,
+    "model": {"type": "WordLevel", "vocab": {"a": 0, "b": 1, "?": 2}, "unk_token": "?"}
+}"#;
+
 #[test]
 fn another_result_needs_another_revision() {
     let registry = tasks::registry();
@@ -191,6 +206,7 @@ fn another_result_needs_another_revision() {
     let place = Place::new();
     place.write("texts/one.txt", "Caf\u{c3}\u{a9} and\u{7} tea.\n\n\n\nA second part.\n");
     place.write("texts/two.txt", &"Words and words, line after line.\n".repeat(20));
+    place.write("foreign.json", FOREIGN_TOKENIZER);
     place.write("every_task.yaml", &read("tests/pipelines/every_task.yaml"));
     place.write("items.jsonl", &items());
     let judge = format!("judge_url={}", judge());

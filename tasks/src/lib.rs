@@ -13,13 +13,16 @@ pub mod drop_near_dups;
 pub mod drop_repeats;
 pub mod embed;
 pub mod evaluate;
+pub mod export;
 #[cfg(test)]
 mod fixture;
 pub mod format;
 pub mod gate;
 pub mod generate_corpus;
+pub mod import_tokenizer;
 pub mod judge;
 pub mod lm;
+pub mod measure_overlap;
 pub mod measure_quality;
 pub mod mix;
 pub mod pair;
@@ -51,6 +54,7 @@ pub fn registry() -> Registry {
         .with::<clean::Clean>()
         .with::<dedup::Dedup>()
         .with::<train_tokenizer::TrainTokenizer>()
+        .with::<import_tokenizer::ImportTokenizer>()
         .with::<split::Split>()
         .with::<tokenize::Tokenize>()
         .with::<sample::Sample>()
@@ -71,6 +75,8 @@ pub fn registry() -> Registry {
         .with::<benchmark::Benchmark>()
         .with::<compare::Compare>()
         .with::<compare_benchmarks::CompareBenchmarks>()
+        .with::<measure_overlap::MeasureOverlap>()
+        .with::<export::Export>()
         .with::<report::Report>()
         .with::<engine::exec::Exec>()
 }
