@@ -342,5 +342,6 @@ async fn a_changed_param_reruns_exactly_what_depends_on_it() {
 }
 
 mod items;
+mod kills;
 mod operate;
 mod trouble;
