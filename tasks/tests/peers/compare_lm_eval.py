@@ -43,7 +43,7 @@ CONTEXT = 1024
 
 
 def read(path):
-    return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+    return [json.loads(line) for line in path.read_text().split("\n") if line.strip()]
 
 
 def write(path, rows):
@@ -53,7 +53,7 @@ def write(path, rows):
 def texts(path, n):
     """The first documents of a compressed file, through the standard tool."""
     lines = subprocess.run(["zstd", "-dcq", "--long=27", path], capture_output=True, check=True).stdout
-    return [{"text": json.loads(line)["text"]} for line in lines.splitlines()[:n]]
+    return [{"text": json.loads(line)["text"]} for line in lines.split(b"\n")[:n]]
 
 
 def write_items(options, dir):
@@ -105,7 +105,7 @@ nodes:
     for name in TASKS:
         path = pathlib.Path(outputs[name]["benchmark"]["path"])
         lines = subprocess.run(["zstd", "-dcq", path / "items.jsonl.zst"], capture_output=True, check=True).stdout
-        rows[name] = ([json.loads(line) for line in lines.splitlines()], json.loads((path / "scores.json").read_text()))
+        rows[name] = ([json.loads(line) for line in lines.split(b"\n") if line], json.loads((path / "scores.json").read_text()))
     return outputs["model"]["model"]["path"], rows
 
 
