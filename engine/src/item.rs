@@ -307,6 +307,8 @@ pub(crate) struct End {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Status {
     Missing,
+    /// Given up, because every node that was made of it is done.
+    Collected,
     /// Whether the asker holds it.
     Running {
         is_mine: bool,

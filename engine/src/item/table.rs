@@ -71,6 +71,9 @@ pub(super) struct Table {
     tries_max: u32,
     backoff: Duration,
     cancel: CancelToken,
+    helps: bool,
+    /// Whether the node is done, which leaves nothing to help with.
+    pub(super) is_over: bool,
     /// Results of lost items, to be removed.
     pub(super) discarded: Vec<(ItemKey, i64)>,
     pub(super) newly_done: Vec<usize>,
@@ -97,6 +100,8 @@ impl Table {
             tries_max: parts.tries_max.max(1),
             backoff: parts.backoff,
             cancel: cancel.clone(),
+            helps: parts.helps.is_some(),
+            is_over: false,
             discarded: Vec::new(),
             newly_done: Vec::new(),
         }
@@ -231,6 +236,13 @@ impl Table {
         for State { key, epoch, status } in states {
             let Some(slot) = self.by_key.get(&key).copied() else { continue };
             let known = self.slots[slot].epoch;
+            let status = match status {
+                Status::Collected => {
+                    self.is_over |= self.helps;
+                    Status::Missing
+                }
+                status => status,
+            };
             if self.is_known(slot, epoch, status) {
                 continue;
             }
@@ -262,7 +274,7 @@ impl Table {
                     let phase = std::mem::replace(&mut self.slots[slot].phase, Phase::Missing);
                     self.enter(slot, epoch, phase);
                 }
-                (Status::Missing, _) => self.enter(slot, epoch, Phase::Missing),
+                (Status::Missing | Status::Collected, _) => self.enter(slot, epoch, Phase::Missing),
             }
         }
     }

@@ -152,7 +152,7 @@ impl Team<'_> {
         let mut failure: Option<Failure> = None;
         meter.report();
         loop {
-            if self.cancel.is_cancelled() && failure.is_none() {
+            if (self.cancel.is_cancelled() || table.is_over) && failure.is_none() {
                 failure = Some(Failure::cancelled());
             }
             if failure.is_some() {

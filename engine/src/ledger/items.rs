@@ -247,6 +247,7 @@ async fn states(
             let status = match (state.as_str(), digest) {
                 ("running", _) => Status::Running { is_mine, lease_until_us: *lease_until_us },
                 ("done", Some(digest)) => Status::Done { is_mine, digest: *digest },
+                ("collected", _) => Status::Collected,
                 _ => Status::Missing,
             };
             Some(State { key: *key, epoch: *epoch, status })
