@@ -24,9 +24,15 @@ pub(crate) fn print(pipeline: &Pipeline, summary: &RunSummary, printer: Printer)
         printer.table(&arms(&comparison))?;
     }
     for (node, dir) in artifacts(pipeline, summary, "report") {
-        printer.data(format!("\n{node}: {}\n", dir.join("report.html").display()))?;
+        printer.data(format!("\n{node}: {}\n", from_here(&dir).join("report.html").display()))?;
     }
     Ok(())
+}
+
+/// The path as one would type it here, where that is shorter.
+fn from_here(path: &Path) -> &Path {
+    let here = std::env::current_dir().ok();
+    here.and_then(|here| path.strip_prefix(here).ok()).unwrap_or(path)
 }
 
 /// Nodes of a task kind that have a result, with its folder.

@@ -147,9 +147,10 @@ impl Running {
         self.rate.per_second().map(|rate| format!("{} {}/s", human::count(rate), self.unit))
     }
 
-    /// `eta 1:30`, once there is something to measure.
+    /// `eta 1:30`, once the rate has settled: the first units are often slow.
     pub(super) fn eta(&self) -> Option<String> {
         let left = self.total.checked_sub(self.done).filter(|&left| left > 0)?;
+        self.rate.span().filter(|&span| span >= Rate::SETTLED)?;
         let seconds = left as f64 / self.rate.per_second().filter(|&rate| rate > 0.0)?;
         let eta = Duration::try_from_secs_f64(seconds).ok()?;
         Some(format!("eta {}", human::clock(eta)))
@@ -171,6 +172,7 @@ pub(super) struct Rate(VecDeque<(Duration, u64)>);
 impl Rate {
     const SPACING: Duration = Duration::from_millis(200);
     const HORIZON: Duration = Duration::from_secs(20);
+    const SETTLED: Duration = Duration::from_secs(2);
 
     fn note(&mut self, now: Duration, done: u64) {
         if self.0.back().is_some_and(|&(_, last)| done < last) {
@@ -186,6 +188,11 @@ impl Rate {
         while self.0.len() > 2 && now.saturating_sub(self.0[1].0) >= Self::HORIZON {
             self.0.pop_front();
         }
+    }
+
+    /// The time that the rate is measured over.
+    fn span(&self) -> Option<Duration> {
+        Some(self.0.back()?.0.saturating_sub(self.0.front()?.0))
     }
 
     fn per_second(&self) -> Option<f64> {
