@@ -5,7 +5,8 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use crate::harness::{Place, read};
+use crate::harness::Place;
+use crate::pinned::every_task;
 
 /// Reports what a page looks like once its scripts have run, as text that `--dump-dom` prints.
 const PROBE: &str = r#"<!doctype html><title>probe</title>
@@ -73,11 +74,9 @@ fn the_report_opens_from_a_file_without_errors() {
         println!("skipped: there is no chromium in PATH");
         return;
     };
-    let place = Place::new();
-    place.write("every_task.yaml", &read("tests/pipelines/every_task.yaml"));
-    place.write("texts/a.txt", "A river flows from its source to the sea.\n");
-    let summary = place.sbp(&["run", "every_task.yaml", "--json"]).expect(0).json();
-    let dir = summary["outputs"]["report"]["report"]["path"].as_str().unwrap();
+    let place = every_task();
+    let detail = place.sbp(&["show", "report", "--json"]).expect(0).json();
+    let dir = detail["node"]["outputs"][0]["path"].as_str().unwrap();
     let report = Path::new(dir).join("report.html");
 
     for width in [1200, 390] {

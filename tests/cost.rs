@@ -167,6 +167,6 @@ fn a_study_runs_at_toy_scale_and_leaves_measured_rates() {
     let found = |unit: &str, task: &str| {
         rates.iter().any(|rate| rate["unit"] == unit && rate["task"] == task)
     };
-    assert!(found("train_flop", "pretrain") && found("forward_flop", "evaluate"));
-    assert!(found("text_bytes", "tokenize"), "{rates:?}");
+    // What takes milliseconds, as tokenizing these texts does, says nothing about rates.
+    assert!(found("train_flop", "pretrain") && found("forward_flop", "evaluate"), "{rates:?}");
 }

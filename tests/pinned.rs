@@ -196,13 +196,8 @@ const FOREIGN_TOKENIZER: &str = r#"{
     "model": {"type": "WordLevel", "vocab": {"a": 0, "b": 1, "?": 2}, "unk_token": "?"}
 }"#;
 
-#[test]
-fn another_result_needs_another_revision() {
-    let registry = tasks::registry();
-    let kinds: BTreeSet<&str> = registry.iter().map(|task| task.kind()).collect();
-    let pinned: BTreeSet<&str> = PINS.iter().map(|pin| pin.kind).collect();
-    assert_eq!(kinds, pinned, "every task has a pinned result");
-
+/// A folder in which `every_task.yaml` ran.
+pub(crate) fn every_task() -> Place {
     let place = Place::new();
     place.write("texts/one.txt", "Caf\u{c3}\u{a9} and\u{7} tea.\n\n\n\nA second part.\n");
     place.write("texts/two.txt", &"Words and words, line after line.\n".repeat(20));
@@ -211,6 +206,17 @@ fn another_result_needs_another_revision() {
     place.write("items.jsonl", &items());
     let judge = format!("judge_url={}", judge());
     place.sbp(&["run", "every_task.yaml", "--set", &judge]).expect(0);
+    place
+}
+
+#[test]
+fn another_result_needs_another_revision() {
+    let registry = tasks::registry();
+    let kinds: BTreeSet<&str> = registry.iter().map(|task| task.kind()).collect();
+    let pinned: BTreeSet<&str> = PINS.iter().map(|pin| pin.kind).collect();
+    assert_eq!(kinds, pinned, "every task has a pinned result");
+
+    let place = every_task();
     let mut wrong = String::new();
     for pin in PINS {
         let detail = place.sbp(&["show", pin.node, "--json"]).expect(0).json();

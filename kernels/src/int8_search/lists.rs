@@ -246,8 +246,10 @@ impl Lists {
             _ if needs.is_empty() => f32::INFINITY,
             place => needs[place - 1],
         };
-        // The rule compares rounded sums; a hair more keeps the list that decided.
-        Reach { n_first, reach: reach + reach.abs() * 1e-5 + 1e-6 }
+        // The rule compares rounded sums; a hair more keeps the list that decided. Without end there
+        // is nothing to add to: the first lists are enough, or no list may be left out.
+        let hair = if reach.is_finite() { reach.abs() * 1e-5 + 1e-6 } else { 0.0 };
+        Reach { n_first, reach: reach + hair }
     }
 }
 
