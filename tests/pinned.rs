@@ -183,6 +183,67 @@ const PINS: &[Pin] = &[
     pin("judge", 1, "judge", Figures(0.0, &[("answers", 20.0), ("repetition", 0.0)])),
     pin("select_model", 1, "select_model", Figures(0.0, &[("chosen", 0.0), ("n_candidates", 2.0)])),
     pin("report", 2, "report", Figures(0.02, &[("html_bytes", 13_712.0)])),
+    pin(
+        "generate_world",
+        1,
+        "closed",
+        Digests(&[
+            ("heldout", "b1ebef5f8e6430c8"),
+            ("pool", "677284e7d03ad560"),
+            ("tokenizer", "ad5a06dbd27fa309"),
+            ("train", "43fe877c863b0a34"),
+            ("validation", "e7696b947c4b6270"),
+            ("world", "2efcbc89dda6c051"),
+        ]),
+    ),
+    pin(
+        "select_snapshot",
+        1,
+        "closed_start",
+        Figures(1e-3, &[("fraction", 1.0), ("validation_loss", 4.18518)]),
+    ),
+    pin(
+        "pair_true",
+        1,
+        "closed_pairs",
+        Figures(1e-3, &[("n_pairs", 48.0), ("precision", 0.944_444), ("recall", 0.708_333)]),
+    ),
+    pin(
+        "evaluate_synthesizer",
+        1,
+        "closed_synthesizer",
+        Figures(
+            2e-3,
+            &[
+                ("kl.paired", 107.094),
+                ("kl.unpaired", 107.645),
+                ("related.paired", 4.29998),
+                ("unrelated.unpaired", 4.31862),
+            ],
+        ),
+    ),
+    pin("measure_facts", 1, "closed_facts", Digests(&[("facts", "7c80e51480e093d7")])),
+    pin("check_arms", 1, "closed_checks", Digests(&[("checks", "cab3e9e37f9352f3")])),
+    pin(
+        "evaluate_world",
+        1,
+        "closed_eval[arm=sbp]",
+        Figures(
+            2e-3,
+            &[
+                ("accuracy", 0.2),
+                ("fact_loss", 4.53748),
+                ("loss", 4.20063),
+                ("other_loss", 4.14628),
+            ],
+        ),
+    ),
+    pin(
+        "compare_arms",
+        1,
+        "closed_compare",
+        Figures(1e-3, &[("accuracy.sbp", 0.2), ("accuracy_minus.random", 0.0), ("n_seeds", 1.0)]),
+    ),
 ];
 
 /// What to do when this fails.

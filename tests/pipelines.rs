@@ -73,3 +73,34 @@ fn a_changed_param_reruns_exactly_what_follows() {
         assert!(why.contains(&format!("param `{param}` changed from")), "{why}");
     }
 }
+
+/// The concept study at a size that learns nothing: every node runs, every check holds, and every arm of
+/// every seed is in the comparison.
+#[test]
+fn the_concept_study_runs() {
+    let place = Place::new();
+    let pipeline = place.pipeline("concept-smoke.yaml");
+    place.sbp(&["run", pipeline.to_str().unwrap(), "--json"]).expect(0).json();
+    let detail = place.sbp(&["show", "compare", "--json"]).expect(0).json();
+    let outputs = detail["node"]["outputs"].as_array().unwrap();
+    let study = outputs.iter().find(|output| output["port"] == "study").unwrap();
+    let dir = std::path::Path::new(study["path"].as_str().unwrap());
+    let study: Value =
+        serde_json::from_str(&std::fs::read_to_string(dir.join("study.json")).unwrap()).unwrap();
+    let n = |name: &str| study[name].as_array().unwrap().len();
+    assert_eq!((n("seeds"), n("arms"), n("cells"), n("checks")), (2, 9, 18, 2));
+    let checks = study["checks"].as_array().unwrap().iter();
+    let mut checks = checks.flat_map(|seed| seed["found"].as_array().unwrap());
+    assert!(checks.all(|check| check["holds"] == true));
+    let against: BTreeSet<&str> = study["contrasts"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|c| c["against"].as_str().unwrap())
+        .collect();
+    assert!(against.is_superset(&BTreeSet::from(["best control", "random", "unconditional"])));
+    for cell in study["cells"].as_array().unwrap() {
+        let kind = &cell["kinds"][study["headline"].as_str().unwrap()];
+        assert!(kind["accuracy"].is_number() && kind["fact_loss"].is_number(), "{cell}");
+    }
+}

@@ -6,7 +6,7 @@
 //! Words are pseudo-words made of syllables. Nothing in it is about the real world: it shows that a
 //! pipeline works, not that a method does.
 
-mod words;
+pub(crate) mod words;
 
 use engine::task::{
     Context, Determinism, Estimate, Facts, Failure, Inputs, Outputs, ParamError, Port, Predicted,
@@ -166,24 +166,32 @@ fn document(params: &Params, concept: u64, round: u64, genre: &Genre, text: Stri
 }
 
 /// Random numbers of one document, taken in order.
-struct Draw {
+pub(crate) struct Draw {
     rng: Philox,
     next: u64,
 }
 
 impl Draw {
-    fn new(rng: Philox) -> Self {
+    /// The numbers of `rng` from the first.
+    pub(crate) fn new(rng: Philox) -> Self {
         Self { rng, next: 0 }
     }
 
-    fn below(&mut self, n: u64) -> u64 {
+    /// An integer below `n`.
+    pub(crate) fn below(&mut self, n: u64) -> u64 {
         self.next += 1;
         self.rng.below(self.next, n)
     }
 
-    fn chance(&mut self, chance: f64) -> bool {
+    /// A number in `[0, 1)`.
+    pub(crate) fn uniform(&mut self) -> f64 {
         self.next += 1;
-        self.rng.uniform(self.next) < chance
+        self.rng.uniform(self.next)
+    }
+
+    /// True with this chance.
+    pub(crate) fn chance(&mut self, chance: f64) -> bool {
+        self.uniform() < chance
     }
 
     fn pick<'a>(&mut self, choices: &[&'a str]) -> &'a str {

@@ -76,13 +76,18 @@ pub struct Rate {
 }
 
 impl Rate {
-    /// The share of flags that are set.
+    /// The share of `flags` that are true.
     pub(crate) fn of(flags: impl IntoIterator<Item = bool>) -> Self {
         let (mut k, mut n) = (0, 0);
         for flag in flags {
             k += u64::from(flag);
             n += 1;
         }
+        Self::of_counts(k, n)
+    }
+
+    /// `k` of `n`.
+    pub(crate) fn of_counts(k: u64, n: u64) -> Self {
         let (low, high) = stats::wilson(k, n);
         Self { rate: k as f64 / (n as f64).max(1.0), low, high, k, n }
     }

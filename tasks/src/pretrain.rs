@@ -4,7 +4,7 @@
 //! otherwise, choices it leaves open follow Qwen3 and common practice; every one is a param.
 
 mod data;
-mod heldout;
+pub(crate) mod heldout;
 
 use std::path::Path;
 

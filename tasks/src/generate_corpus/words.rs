@@ -154,7 +154,7 @@ fn capitalize(word: &str) -> String {
 }
 
 /// Pseudo-words, each given out once.
-struct Words {
+pub(crate) struct Words {
     rng: Philox,
     next: u64,
     used: std::collections::BTreeSet<String>,
@@ -162,10 +162,16 @@ struct Words {
 
 impl Words {
     fn new(seed: u64) -> Self {
-        Self { rng: Philox::new(seed, "words"), next: 0, used: std::collections::BTreeSet::new() }
+        Self::without(seed, [])
     }
 
-    fn take(&mut self, n_words: u64, n_syllables: u64) -> Vec<String> {
+    /// Pseudo-words of `seed`, none of them `taken`.
+    pub(crate) fn without(seed: u64, taken: impl IntoIterator<Item = String>) -> Self {
+        Self { rng: Philox::new(seed, "words"), next: 0, used: taken.into_iter().collect() }
+    }
+
+    /// The next `n_words`, each of `n_syllables` and perhaps a consonant.
+    pub(crate) fn take(&mut self, n_words: u64, n_syllables: u64) -> Vec<String> {
         (0..n_words)
             .map(|_| {
                 loop {

@@ -41,6 +41,21 @@ pub fn folder(fraction: f64) -> String {
     format!("at-{fraction:.4}")
 }
 
+/// The fractions of the snapshots in `dir`, ascending.
+///
+/// # Errors
+/// When the folder cannot be read.
+pub fn fractions(dir: &Path) -> Result<Vec<f64>, Failure> {
+    let mut fractions = Vec::new();
+    for entry in std::fs::read_dir(dir)? {
+        let name = entry?.file_name();
+        let fraction = name.to_str().and_then(|name| name.strip_prefix("at-"));
+        fractions.extend(fraction.and_then(|fraction| fraction.parse::<f64>().ok()));
+    }
+    fractions.sort_unstable_by(f64::total_cmp);
+    Ok(fractions)
+}
+
 impl Snapshots {
     /// Snapshots at `fractions` of `n_steps`, in folders below `dir`, with a copy of `tokenizer`.
     pub fn new(fractions: &[f64], n_steps: u64, dir: PathBuf, tokenizer: &Path) -> Self {

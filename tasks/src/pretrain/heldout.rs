@@ -13,7 +13,7 @@ use crate::tokenizer::{BOS, EOS};
 const FORWARD_TOKENS: usize = 1024;
 
 /// Held-out documents as rows, and the buffers to measure them.
-pub(super) struct Heldout {
+pub(crate) struct Heldout {
     batch: Batch,
     forward: Forward,
 }
@@ -21,7 +21,7 @@ pub(super) struct Heldout {
 impl Heldout {
     /// The first documents of up to `n_tokens_max` tokens, at least one; a document longer than the
     /// context is cut into rows.
-    pub(super) fn new(
+    pub(crate) fn new(
         tokens: &Tokens,
         config: &Config,
         n_tokens_max: u64,
@@ -60,7 +60,7 @@ impl Heldout {
     }
 
     /// The mean negative log likelihood per predicted token, in nats.
-    pub(super) fn loss(
+    pub(crate) fn loss(
         &mut self,
         ctx: &Context,
         pool: &Pool,
