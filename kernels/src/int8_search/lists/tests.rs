@@ -132,7 +132,7 @@ fn calibration_finds_the_share_asked() {
         first_id: 0,
     };
     let mut before = f32::NEG_INFINITY;
-    for asked in [0.7, 0.9, 0.97] {
+    for asked in [0.7, 0.95, 0.98] {
         let reach = lists.calibrate(&pool, half, &exact[..3000], SEARCH, (1, asked));
         assert!(reach.reach >= before);
         before = reach.reach;
@@ -147,7 +147,11 @@ fn calibration_finds_the_share_asked() {
             both.sum::<usize>() as f64 / exact.iter().map(Vec::len).sum::<usize>() as f64
         };
         assert!(recall(0..3000) >= asked, "{} {asked}", recall(0..3000));
-        assert!((recall(3000..6000) - asked).abs() < 0.05, "{} {asked}", recall(3000..6000));
+        assert!(recall(3000..6000) > asked - 0.05, "{} {asked}", recall(3000..6000));
+        // Where the first lists alone give more than was asked, there is nothing to leave out.
+        if reach.reach.is_finite() {
+            assert!(recall(3000..6000) < asked + 0.05, "{} {asked}", recall(3000..6000));
+        }
     }
 }
 
