@@ -11,7 +11,7 @@
 //! let items: Vec<Item<Part>> = parts()
 //!     .into_iter()
 //!     .enumerate()
-//!     .map(|(i, part)| Item::new(format!("part {i}"), &("params", &part.text), part))
+//!     .map(|(i, part)| Item::new(format!("part {i}"), &("params", part.text.clone()), part))
 //!     .collect();
 //! let results = ctx.items("count", "parts", &items, |part, item| {
 //!     std::fs::write(item.dir().join("text"), &part.text)?; // Files, if there are any,
