@@ -24,7 +24,8 @@ struct InParts;
 fn note(journal: &str, text: &str) {
     use std::io::Write;
     let mut file = fs::OpenOptions::new().append(true).create(true).open(journal).unwrap();
-    writeln!(file, "{text}").unwrap();
+    // In one write, since others append at the same time.
+    file.write_all(format!("{text}\n").as_bytes()).unwrap();
 }
 
 impl Task for InParts {
