@@ -128,7 +128,13 @@ pub fn generate(
     // On a worker thread, the parallel parts of a step start without waking the pool each time.
     pool.enter(|| {
         let mut batch = Batch { settings, slots: Vec::new(), prefilled: None };
-        batch.run(pool, decoder, n_slots, driver)
+        let done = batch.run(pool, decoder, n_slots, driver);
+        // The decoder may serve another call.
+        let sequences = batch.slots.into_iter().map(|slot| slot.sequence);
+        for sequence in sequences.chain(batch.prefilled.map(|prefilled| prefilled.sequence)) {
+            decoder.cache().release(sequence);
+        }
+        done
     })
 }
 
