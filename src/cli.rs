@@ -154,10 +154,26 @@ pub(crate) struct RunArgs {
     /// After a failure, start nothing more
     #[arg(long, overrides_with = "keep_going")]
     pub(crate) fail_fast: bool,
+    #[command(flatten)]
+    pub(crate) share: Share,
+}
+
+/// What the running nodes may share; nodes ask for parts of it under `resources`.
+#[derive(Args, Debug, Default)]
+pub(crate) struct Share {
     /// Threads to share among the running nodes; every one that the machine has when not given
     #[arg(long, visible_alias = "jobs", short = 'j', value_name = "N", env = "SBP_CPU")]
     #[arg(value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) cpu: Option<u32>,
+    /// Memory to share among the running nodes, such as 16GiB; all of the machine's when not given
+    #[arg(long, value_name = "SIZE", value_parser = engine::spec::size_bytes)]
+    pub(crate) mem: Option<u64>,
+    /// GPUs to share among the running nodes; every one that the machine has when not given
+    #[arg(long, value_name = "N")]
+    pub(crate) gpu: Option<u32>,
+    /// Units of a pool of the pipeline's own, such as disk=2; may be given again
+    #[arg(long, value_name = "NAME=N", value_parser = pool)]
+    pub(crate) pool: Vec<(String, u32)>,
 }
 
 /// `sbp status`.
@@ -208,6 +224,12 @@ pub(crate) enum TasksCommand {
         /// The kind, as in `task:`
         kind: String,
     },
+}
+
+fn pool(text: &str) -> Result<(String, u32), String> {
+    let (name, n) = text.split_once('=').ok_or("a pool is given as NAME=N")?;
+    let n = n.parse().map_err(|_| format!("`{n}` is not a number of units"))?;
+    Ok((name.to_owned(), n))
 }
 
 fn setting(text: &str) -> Result<(String, String), String> {

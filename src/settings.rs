@@ -1,13 +1,15 @@
 //! Flags and environment, resolved before any work.
 
 use std::fmt::Write as _;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::thread;
 
 use console::Term;
 use engine::plan::Targets;
+use engine::run::Options;
 
-use crate::cli::{ColorChoice, Global, PipelineArgs};
+use crate::cli::{ColorChoice, Global, PipelineArgs, Share};
 use crate::printer::{Format, Printer};
 
 /// Where runs are kept.
@@ -38,6 +40,14 @@ impl Place {
         if self.dir != Path::new(".sbp") && std::env::var_os("SBP_DIR").is_none() {
             let _ = write!(flags, " --dir '{}'", self.dir.display());
         }
+        match &self.ledger {
+            Some(ledger) if std::env::var_os("SBP_LEDGER").is_none() => {
+                // A URL may hold a password, and what is printed ends up in logs.
+                let shown = if ledger.contains('@') { "postgres://…" } else { ledger };
+                let _ = write!(flags, " --ledger '{shown}'");
+            }
+            _ => {}
+        }
         flags
     }
 }
@@ -56,11 +66,38 @@ pub(crate) fn targets(args: &PipelineArgs) -> Targets {
     if args.to.is_empty() { Targets::All } else { Targets::Named(args.to.clone()) }
 }
 
-/// Threads to share among the running nodes.
+/// The threads asked for, and else those of the machine.
 pub(crate) fn n_threads(asked: Option<u32>) -> u32 {
     asked.unwrap_or_else(|| {
         thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(u32::MAX))
     })
+}
+
+/// What the flags let the running nodes share, and else what the machine has.
+pub(crate) fn share(asked: &Share) -> Options {
+    Options {
+        n_cpu: n_threads(asked.cpu),
+        memory_bytes: asked.mem.or_else(memory_bytes),
+        n_gpu: asked.gpu.unwrap_or_else(n_gpu),
+        pools: asked.pool.iter().cloned().collect(),
+        ..Options::default()
+    }
+}
+
+/// Memory of the machine, or what its control group leaves of it.
+fn memory_bytes() -> Option<u64> {
+    let info = fs::read_to_string("/proc/meminfo").ok()?;
+    let total = info.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    let total = total.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024;
+    let limit = fs::read_to_string("/sys/fs/cgroup/memory.max").ok();
+    let limit = limit.and_then(|limit| limit.trim().parse::<u64>().ok());
+    Some(limit.map_or(total, |limit| limit.min(total)))
+}
+
+/// GPUs that the driver knows.
+fn n_gpu() -> u32 {
+    let known = fs::read_dir("/proc/driver/nvidia/gpus");
+    known.map_or(0, |gpus| u32::try_from(gpus.count()).unwrap_or(u32::MAX))
 }
 
 /// The printer that the flags ask for.

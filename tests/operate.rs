@@ -90,6 +90,48 @@ fn runs_are_compared_and_tagged_and_old_results_collected() {
 }
 
 #[test]
+fn stray_words_stop_and_keep_nothing() {
+    let place = world();
+    let done = place.sbp(&["run", "world.yaml", "--to", "split", "--json"]).expect(0).json();
+    let id = done["run"].as_str().unwrap();
+    let first = &id[..1];
+    for what in ["", first, "tokens"] {
+        let said = place.sbp(&["cancel", what]).expect(2).stderr;
+        assert!(said.contains(&format!("has no node `{what}`")), "{said}");
+    }
+    place.sbp(&["cancel", "split", "--run", "typo"]).expect(2);
+    let unknown = "0".repeat(64);
+    let said = place.sbp(&["pin", &unknown]).expect(2).stderr;
+    assert!(said.contains("neither ledger nor store know"), "{said}");
+    // What that run covered, and nothing more.
+    let again = place.sbp(&["retry", "--json"]).expect(0).json();
+    assert_eq!(again["nodes"]["total"], 2);
+}
+
+#[test]
+fn a_run_has_the_resources_that_it_is_given() {
+    let place = Place::new();
+    place.write(
+        "pool.yaml",
+        r#"version: 1
+nodes:
+  corpus:
+    task: generate_corpus
+    params: {n_concepts: 12}
+    resources: {gpu: 1, mem: 1GiB, pools: {disk: 1}}
+"#,
+    );
+    let run = |flags: &[&str]| place.sbp(&[&["run", "pool.yaml"][..], flags].concat());
+    let said = run(&["--gpu", "0"]).expect(2).stderr;
+    assert!(said.contains("needs 1 of `gpu`, and the run has 0"), "{said}");
+    let said = run(&["--gpu", "1", "--mem", "1MiB"]).expect(2).stderr;
+    assert!(said.contains("`--mem SIZE`"), "{said}");
+    let said = run(&["--gpu", "1"]).expect(2).stderr;
+    assert!(said.contains("`--pool disk=1`"), "{said}");
+    run(&["--gpu", "1", "--pool", "disk=1"]).expect(0);
+}
+
+#[test]
 fn the_ledger_moves_as_a_whole() {
     let place = world();
     let summary = place.sbp(&["run", "world.yaml", "--json"]).expect(0).json();

@@ -155,6 +155,14 @@ pub enum Error {
         /// `host:pid` of the process that runs it.
         owner: String,
     },
+    /// The store is another ledger's.
+    #[error("this ledger knows none of the {n} artifacts in `{}`", store.display())]
+    OtherStore {
+        /// The store's folder.
+        store: PathBuf,
+        /// How many artifacts it holds.
+        n: usize,
+    },
     /// Nothing runs that could be stopped.
     #[error("run `{run}` is {state}; there is nothing to stop")]
     RunIsOver {
@@ -226,6 +234,10 @@ impl Error {
                 "move the ledger away and run again: checkpoints are kept, finished nodes run anew",
             ),
             Self::NoRunYet => Some("`sbp run PIPELINE` makes one; `--dir` names another folder"),
+            Self::OtherStore { .. } => Some(
+                "name the ledger of the runs that made them with `--ledger`; nothing is removed",
+            ),
+            Self::NotParked { .. } => Some("name the run in which it parked with `--run`"),
             Self::NoSuchRun(_) => Some("`sbp status` lists the runs"),
             Self::NoSuchNode { help, .. } => help.as_deref(),
             Self::NewerSchema { .. } => Some("use the newer program, or another ledger"),

@@ -23,5 +23,6 @@ mod schedule;
 pub mod spec;
 pub mod store;
 pub mod task;
+pub mod usage;
 
 pub use open::{Engine, Error, Settings};

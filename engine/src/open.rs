@@ -83,7 +83,12 @@ impl Error {
             Self::Store(error) => error.help().map(str::to_owned),
             Self::Ledger(error) => error.help().map(str::to_owned),
             Self::Target(error) => Some(format!("the nodes are {}", error.known.join(", "))),
-            Self::External { .. } | Self::Resource { .. } => None,
+            Self::Resource { resource, needs, .. } => Some(match resource.as_str() {
+                "gpu" => format!("`--gpu {needs}` where the machine has them"),
+                "memory (bytes)" => "ask for less, or allow more with `--mem SIZE`".to_owned(),
+                pool => format!("`--pool {pool}={needs}` gives the run so many"),
+            }),
+            Self::External { .. } => None,
         }
     }
 
@@ -100,6 +105,7 @@ impl Error {
                     | ledger::Error::NotParked { .. }
                     | ledger::Error::RunIsOver { .. }
                     | ledger::Error::RunUnderWay { .. }
+                    | ledger::Error::OtherStore { .. }
             ),
             Self::External { .. } | Self::Target(_) | Self::Resource { .. } => false,
         }

@@ -52,13 +52,30 @@ impl Engine {
         self.ledger.register(&self.owner).await?;
         self.ledger.recover(&self.owner).await?;
         self.clean().await?;
-        let mut resolver =
-            Resolver::new(pipeline, &self.ledger, &self.store, &self.clock, Mode::Act);
-        let results = resolver.all(&covered).await?;
-        let run = self.write_run(&resolver, &covered, &results).await?;
+        let (resolver, results, run) = loop {
+            let mut resolver =
+                Resolver::new(pipeline, &self.ledger, &self.store, &self.clock, Mode::Act);
+            let results = resolver.all(&covered).await?;
+            let run = self.write_run(&resolver, &covered, &results).await?;
+            // Nothing is collected from now on. What was collected since the ledger was asked:
+            if blocking(|| self.holds_cached(&results)) {
+                break (resolver, results, run);
+            }
+            self.ledger.abandon(&run).await?;
+        };
         let weights = self.weights(pipeline, &covered, &results).await?;
         let driver = Driver::new(self, resolver, options, total, &covered, results, run, &weights);
         driver.drive(stop).await
+    }
+
+    /// Whether the store still holds what every cached node promises.
+    fn holds_cached(&self, results: &[Option<NodeResult>]) -> bool {
+        results.iter().flatten().all(|result| match &result.verdict {
+            Verdict::Cached(outputs) => {
+                outputs.values().all(|digest| self.store.path(digest).is_dir())
+            }
+            Verdict::Missing { .. } | Verdict::Running { .. } => true,
+        })
     }
 
     /// How long each node will probably take, in milliseconds: what makes the critical path. A node
@@ -141,7 +158,9 @@ impl Engine {
         }
         let params = serde_json::to_string(&pipeline.params)
             .expect("pipeline params hold nothing that JSON does not");
-        let path = pipeline.path.to_string_lossy();
+        // It is read again from another folder.
+        let path = std::path::absolute(&pipeline.path).unwrap_or_else(|_| pipeline.path.clone());
+        let path = path.to_string_lossy();
         let new = NewRun {
             id: &run,
             pipeline: &pipeline.name,

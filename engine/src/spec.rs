@@ -34,6 +34,7 @@ use std::sync::Arc;
 pub use editor::schema;
 pub use manual::reference;
 pub use mistake::{Mistake, Mistakes, Source};
+pub use scalar::size_bytes;
 
 use crate::graph::Pipeline;
 use crate::task::Registry;

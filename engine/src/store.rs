@@ -32,7 +32,7 @@ use crate::item::ItemStore;
 use crate::key::NodeKey;
 use crate::{exec, process};
 
-pub use collect::Leftover;
+pub use collect::{Leftover, Trash};
 pub use manifest::{Damage, Manifest, ManifestFile};
 pub use publish::Published;
 
@@ -174,7 +174,7 @@ impl Store {
         ItemStore::new(self.dir.join("items"))
     }
 
-    /// Names of attempts that left a work folder.
+    /// Names of work folders that attempts and collections left.
     ///
     /// # Errors
     /// When the folder cannot be listed.
@@ -182,8 +182,9 @@ impl Store {
         let work = self.dir.join("work");
         let entries = fs::read_dir(&work).map_err(Error::io("list", &work))?;
         let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-        // Whatever else lies here is no attempt's.
-        Ok(names.filter(|name| name.len() > 65 && name.as_bytes()[64] == b'-').collect())
+        let is_attempt = |name: &str| name.len() > 65 && name.as_bytes()[64] == b'-';
+        // Whatever else lies here is not ours.
+        Ok(names.filter(|name| is_attempt(name) || name.starts_with(collect::TRASH)).collect())
     }
 
     /// Removes the work folders `names`, except those of `live` attempts and of helping `owners`.

@@ -35,6 +35,11 @@ pub fn scratch_len(n_tokens: usize, n_vocab: usize) -> usize {
     cpu::chunk_rows(n_vocab).min(n_tokens) * cpu::logits_stride(n_vocab)
 }
 
+/// Elements that the pool keeps for [`linear`]: the table twice and a chunk of rows, packed.
+pub fn packed_len(n_tokens: usize, [d, n_vocab]: [usize; 2]) -> usize {
+    (2 * n_vocab + cpu::chunk_rows(n_vocab).min(n_tokens)) * d
+}
+
 /// Computes the loss of logits `x · w^T` and its gradients: overwrites `d_x`, adds `d_w += ..`.
 ///
 /// # Shapes

@@ -1,4 +1,4 @@
-//! Root-mean-square normalization, alone and fused with the residual sum before it.
+//! Root-mean-square normalization.
 //!
 //! # Source
 //! Zhang and Sennrich, "Root Mean Square Layer Normalization", arXiv 1910.07467, equation 4.
@@ -22,28 +22,6 @@ pub fn forward(pool: &Pool, x: &[f32], gain: &[f32], eps: f32, y: &mut [f32], rs
     check(x.len(), gain.len(), rstd.len());
     assert_eq!(x.len(), y.len(), "`y` has the shape of `x`");
     cpu::forward(pool, x, gain, eps, y, rstd);
-}
-
-/// Adds `residual += delta`, then normalizes `residual` as [`forward`] does, in one pass.
-///
-/// # Shapes
-/// `residual`, `delta`, `y`: `[rows, cols]`. `gain`: `[cols]`. `rstd`: `[rows]`.
-///
-/// # Panics
-/// When the lengths do not fit these shapes.
-pub fn add_forward(
-    pool: &Pool,
-    residual: &mut [f32],
-    delta: &[f32],
-    gain: &[f32],
-    eps: f32,
-    y: &mut [f32],
-    rstd: &mut [f32],
-) {
-    check(residual.len(), gain.len(), rstd.len());
-    assert_eq!(residual.len(), y.len(), "`y` has the shape of `residual`");
-    assert_eq!(residual.len(), delta.len(), "`delta` has the shape of `residual`");
-    cpu::add_forward(pool, residual, delta, gain, eps, y, rstd);
 }
 
 /// Adds the gradients of [`forward`]'s input and gain: `d_x += ..`, `d_gain += ..`.

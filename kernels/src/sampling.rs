@@ -107,7 +107,7 @@ impl Sampler {
     }
 
     fn select(&mut self, logits: &[f32], policy: &Policy) -> Result<Cut, NotFinite> {
-        assert!(policy.temperature > 0.0, "temperature {} is not above 0", policy.temperature);
+        assert!(is_temperature(policy.temperature), "temperature {}", policy.temperature);
         assert!(policy.top_p > 0.0 && policy.top_p <= 1.0, "top_p {}", policy.top_p);
         self.likelihoods.resize(logits.len(), 0.0);
         if !likelihoods(self.isa, logits, policy.temperature, &mut self.likelihoods) {
@@ -164,6 +164,12 @@ impl Sampler {
         let inside = self.bucket.iter().filter(|&&(weight, id)| cut.keeps(weight, id));
         Cut { total: above + inside.map(|&(weight, _)| weight).sum::<u64>(), ..cut }
     }
+}
+
+/// Whether logits can be divided by `temperature`: it is above 0, and not so close to 0 that its
+/// inverse is not finite.
+pub fn is_temperature(temperature: f32) -> bool {
+    temperature > 0.0 && temperature.is_finite() && (1.0 / temperature).is_finite()
 }
 
 /// The likeliest token; the first of equals.

@@ -2,6 +2,8 @@
 
 use clap::Args;
 
+use super::Share;
+
 /// `sbp approve` and `sbp reject`.
 #[derive(Args, Debug)]
 pub(crate) struct RuleArgs {
@@ -18,26 +20,24 @@ pub(crate) struct RuleArgs {
 /// `sbp cancel`.
 #[derive(Args, Debug)]
 pub(crate) struct CancelArgs {
-    /// A run (its id, how that begins, or `last`), or a node or entry of the run `--run`
+    /// A run (its id, its first 4 or more characters, or `last`), or a node or entry of a run
     #[arg(value_name = "RUN|NODE")]
     pub(crate) what: String,
-    /// The run of the node
-    #[arg(long, value_name = "RUN", default_value = "last")]
-    pub(crate) run: String,
+    /// The run of the node; the last one when not given
+    #[arg(long, value_name = "RUN")]
+    pub(crate) run: Option<String>,
 }
 
 /// `sbp retry`.
 #[derive(Args, Debug)]
 pub(crate) struct RetryArgs {
-    /// Only these nodes and what they need; all when none is given
+    /// Only these nodes and what they need; what that run covered when none is given
     pub(crate) nodes: Vec<String>,
     /// The run to repeat: its id, or how that begins
     #[arg(long, value_name = "RUN", default_value = "last")]
     pub(crate) run: String,
-    /// Threads to share among the running nodes; every one that the machine has when not given
-    #[arg(long, visible_alias = "jobs", short = 'j', value_name = "N", env = "SBP_CPU")]
-    #[arg(value_parser = clap::value_parser!(u32).range(1..))]
-    pub(crate) cpu: Option<u32>,
+    #[command(flatten)]
+    pub(crate) share: Share,
 }
 
 /// `sbp pin`.

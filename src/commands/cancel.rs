@@ -9,19 +9,25 @@ use crate::exit::ExitStatus;
 use crate::printer::Printer;
 use crate::settings::{self, Place};
 
+/// Characters of a run's id that name it here; the whole of it has 10.
+const RUN_MIN: usize = 4;
+
 pub(crate) async fn run(args: CancelArgs, place: Place, printer: Printer) -> Result<ExitStatus> {
     let engine = open(place).await?;
     let by = settings::operator();
-    let detail = engine.run_detail(&args.run).await;
+    let run = args.run.as_deref().unwrap_or("last");
+    let detail = engine.run_detail(run).await?;
     let named = |row: &RunNodeRow| row.name == args.what || row.entry == args.what;
-    let is_node = detail.is_ok_and(|detail| detail.nodes.iter().any(named));
-    let cancelled = if is_node {
-        engine.cancel(&args.run, Some(&args.what), &by).await?
+    let is_node = detail.nodes.iter().any(named);
+    // A stray letter must not stop the one run whose id begins with it.
+    let may_be_run = args.run.is_none() && (args.what == "last" || args.what.len() >= RUN_MIN);
+    let cancelled = if is_node || !may_be_run {
+        engine.cancel(run, Some(&args.what), &by).await?
     } else {
         match engine.cancel(&args.what, None, &by).await {
             // Neither: the nodes have the better suggestions.
             Err(engine::Error::Ledger(ledger::Error::NoSuchRun(_))) => {
-                engine.cancel(&args.run, Some(&args.what), &by).await?
+                engine.cancel(run, Some(&args.what), &by).await?
             }
             done => done?,
         }

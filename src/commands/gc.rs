@@ -20,8 +20,8 @@ const SHOWN_MAX: usize = 40;
 pub(crate) async fn run(args: GcArgs, place: Place, printer: Printer) -> Result<ExitStatus> {
     let engine = if args.delete { open(place).await? } else { look(place).await? };
     let keep = Keep { n_runs: args.keep_runs, since_us: since_us(args.forget_after) };
-    let list = engine.garbage(keep).await?;
-    let removed = if args.delete { Some(engine.collect(&list).await?) } else { None };
+    let list = if args.delete { engine.collect(keep).await? } else { engine.garbage(keep).await? };
+    let removed = args.delete.then_some(list.size_bytes);
     if printer.is_json() {
         printer.json(&json!({"removed_bytes": removed, "list": list}))?;
         return Ok(ExitStatus::Done);

@@ -4,11 +4,12 @@ use std::fs::File;
 use std::io::{self, BufReader, BufWriter};
 use std::path::Path;
 
+use engine::Engine;
 use engine::ledger::TransferError;
 use serde_json::json;
 
 use crate::cli::{LedgerArgs, LedgerCommand};
-use crate::commands::open;
+use crate::commands::{look, open};
 use crate::error::{Error, Result};
 use crate::exit::ExitStatus;
 use crate::printer::{Printer, state_style};
@@ -23,8 +24,15 @@ pub(crate) async fn run(args: LedgerArgs, place: Place, printer: Printer) -> Res
     }
 }
 
+/// A ledger with runs. One without is probably another folder's.
+async fn with_runs(place: Place) -> Result<Engine> {
+    let engine = look(place).await?;
+    engine.find_run("last").await?;
+    Ok(engine)
+}
+
 async fn export(file: &Path, place: Place, printer: Printer) -> Result<ExitStatus> {
-    let engine = open(place).await?;
+    let engine = with_runs(place).await?;
     let cannot =
         |error: io::Error| Error::usage(format!("cannot write `{}`: {error}", file.display()));
     // Whole or not at all: a half export looks like a small ledger.
@@ -65,7 +73,7 @@ async fn import(file: &Path, place: Place, printer: Printer) -> Result<ExitStatu
 }
 
 async fn check(place: Place, printer: Printer) -> Result<ExitStatus> {
-    let findings = open(place).await?.check_ledger().await?;
+    let findings = with_runs(place).await?.check_ledger().await?;
     let is_damaged = findings.iter().any(|finding| finding.is_damage);
     if printer.is_json() {
         printer.json(&findings)?;

@@ -36,7 +36,12 @@ pub(crate) async fn run(args: PinArgs, place: Place, printer: Printer) -> Result
 /// Digests of what is to be pinned, with words that say what they are.
 async fn artifacts(engine: &Engine, what: &str, args: &PinArgs) -> Result<Vec<(String, String)>> {
     if what.len() == 64 && what.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-        return Ok(vec![(what.to_ascii_lowercase(), "by digest".to_owned())]);
+        let digest = what.to_ascii_lowercase();
+        if !engine.knows_artifact(&digest).await? {
+            let message = format!("neither ledger nor store know an artifact `{digest}`");
+            return Err(Error::usage(message).help("`sbp show NODE` lists those of a node"));
+        }
+        return Ok(vec![(digest, "by digest".to_owned())]);
     }
     let detail = engine.node_detail(&args.run, what).await?;
     let wanted = |port: &str| args.port.as_deref().is_none_or(|wanted| wanted == port);

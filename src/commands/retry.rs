@@ -17,13 +17,15 @@ pub(crate) async fn run(args: RetryArgs, place: Place, printer: Printer) -> Resu
         let message = format!("run `{id}` is under way ({owner}) and retries by itself");
         return Err(Error::usage(message).help(format!("stop it with `sbp cancel {id}` first")));
     }
+    // The run may have been of a part of the pipeline.
+    let covered = detail.nodes.into_iter().map(|node| node.name).collect();
     let params = detail.params.as_object().into_iter().flatten();
     let pipeline = PipelineArgs {
         pipeline: detail.run.path.into(),
         set: params.map(|(name, value)| (name.clone(), setting(value))).collect(),
-        to: args.nodes,
+        to: if args.nodes.is_empty() { covered } else { args.nodes },
     };
-    let args = RunArgs { pipeline, keep_going: true, fail_fast: false, cpu: args.cpu };
+    let args = RunArgs { pipeline, keep_going: true, fail_fast: false, share: args.share };
     commands::run::run(args, place, printer).await
 }
 

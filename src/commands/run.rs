@@ -48,9 +48,8 @@ pub(super) async fn to_the_end(
     let options = Options {
         targets: settings::targets(&args.pipeline),
         keep_going: args.keep_going || !args.fail_fast,
-        n_cpu: settings::n_threads(args.cpu),
         observer: Arc::<Progress>::clone(&progress),
-        ..Options::default()
+        ..settings::share(&args.share)
     };
     let stop = Stop::default();
     let ticker = Ticker::start(Arc::clone(&progress));

@@ -219,7 +219,7 @@ pub(crate) fn check_numbers(numbers: &[(&str, f64, bool)]) -> Result<(), ParamEr
 
 impl Task for Pretrain {
     const KIND: &'static str = "pretrain";
-    const REVISION: u32 = 2;
+    const REVISION: u32 = 3;
     const SUMMARY: &'static str = "trains a language model from scratch on a schedule of documents";
     const DETERMINISM: Determinism = Determinism::BitwisePerDevice;
     const INPUTS: &'static [Port] = &[
@@ -238,6 +238,9 @@ impl Task for Pretrain {
 
     fn check(params: &Params) -> Result<(), ParamError> {
         params.arch.check()?;
+        let mut config = params.arch.preset.config();
+        config.context = params.context();
+        config.check().map_err(|error| ParamError::new(error.field, error.message))?;
         params.packing(params.context())?;
         check_numbers(&[
             ("lr_peak", params.lr_peak, false),

@@ -157,8 +157,8 @@ impl Task for Synthesize {
                 return wrong("target_tokens", message.to_owned());
             }
         }
-        if !(params.temperature.is_finite() && params.temperature > 0.0) {
-            return wrong("temperature", format!("{} is not above 0", params.temperature));
+        if !kernels::sampling::is_temperature(params.temperature) {
+            return wrong("temperature", format!("{} is not at least 3e-39", params.temperature));
         }
         if !(params.top_p > 0.0 && params.top_p <= 1.0) {
             return wrong("top_p", format!("{} is not within (0, 1]", params.top_p));

@@ -229,7 +229,7 @@ impl Params {
 
 impl Task for TuneSynthesizer {
     const KIND: &'static str = "tune_synthesizer";
-    const REVISION: u32 = 2;
+    const REVISION: u32 = 3;
     const SUMMARY: &'static str = "tunes a model to write a document given a related one";
     const DETERMINISM: Determinism = Determinism::BitwisePerDevice;
     const INPUTS: &'static [Port] = &[

@@ -12,6 +12,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::TryStreamExt as _;
 use sqlx::postgres::{PgConnectOptions, PgRow};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteRow, SqliteSynchronous};
 use sqlx::{
@@ -185,6 +186,13 @@ impl Database {
         self.script(if self.is_postgres() { "BEGIN" } else { "BEGIN IMMEDIATE" }).await
     }
 
+    /// Starts a transaction that sees one state of the database and holds nobody up.
+    pub(crate) async fn begin_read(&mut self) -> Result<(), Error> {
+        let is_postgres = self.is_postgres();
+        let postgres = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
+        self.script(if is_postgres { postgres } else { "BEGIN" }).await
+    }
+
     pub(crate) async fn commit(&mut self) -> Result<(), Error> {
         self.script("COMMIT").await
     }
@@ -267,6 +275,32 @@ impl Database {
             }
         };
         rows.map_err(|error| Error::from_sqlx(&self.location, &error))
+    }
+
+    /// Runs a query and gives its rows one at a time.
+    pub(crate) async fn each<E: From<Error>>(
+        &mut self,
+        sql: &'static str,
+        mut take: impl FnMut(Row) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let text = AssertSqlSafe(self.statement(sql));
+        let (inner, location) = (&mut self.inner, &self.location);
+        let wrong = |error| Error::from_sqlx(location, &error);
+        match inner {
+            Inner::Sqlite(connection) => {
+                let mut rows = sqlx::query(text).fetch(connection);
+                while let Some(row) = rows.try_next().await.map_err(wrong)? {
+                    take(sqlite_row(&row).map_err(wrong)?)?;
+                }
+            }
+            Inner::Postgres(connection) => {
+                let mut rows = sqlx::query(text).fetch(connection);
+                while let Some(row) = rows.try_next().await.map_err(wrong)? {
+                    take(postgres_row(&row).map_err(wrong)?)?;
+                }
+            }
+        }
+        Ok(())
     }
 
     fn statement(&mut self, sql: &'static str) -> Arc<str> {

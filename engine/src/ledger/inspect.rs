@@ -141,11 +141,20 @@ impl Engine {
             .filter(|digest| !present.contains(digest))
             .map(ToString::to_string)
             .collect();
-        let rule = Rule {
-            problem: "an artifact in the store is unknown",
-            sql: PRESENT,
-            help: "a crash left it; `sbp gc` removes it",
-            is_damage: false,
+        let rule = if present.is_empty() {
+            Rule {
+                problem: "no artifact in the store is known",
+                sql: PRESENT,
+                help: "name the ledger of the runs that made them with `--ledger`",
+                is_damage: true,
+            }
+        } else {
+            Rule {
+                problem: "an artifact in the store is unknown",
+                sql: PRESENT,
+                help: "a crash left it; `sbp gc` removes it",
+                is_damage: false,
+            }
         };
         findings.extend(finding(&rule, &orphans));
         Ok(findings)

@@ -8,16 +8,16 @@
 //! (`collecting_never_breaks_a_resume`).
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 
 use serde::Serialize;
 
-use super::database::Bind;
-use super::{Error, Ledger};
+use super::Error;
+use super::database::{Bind, Database};
 use crate::digest::Digest;
 use crate::open::{self, Engine};
 use crate::plan::blocking;
-use crate::run::RunState;
-use crate::store::Leftover;
+use crate::store::{Leftover, Trash};
 
 /// What the newest runs protect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -169,11 +169,22 @@ struct Reach {
     makers: BTreeMap<Digest, Vec<String>>,
     costs: BTreeMap<String, Cost>,
     done: BTreeSet<String>,
+    /// Whether it ever knew an artifact of this store.
+    knows_store: bool,
 }
 
-impl Ledger {
-    async fn reach(&self, store: &str, keep: Keep) -> Result<Reach, Error> {
-        let mut database = self.database.lock().await;
+/// Whether the ledger ever knew an artifact of the store.
+const KNOWS_STORE: &str = "SELECT 1 FROM artifact WHERE store = $1 LIMIT 1";
+const KNOWS_ARTIFACT: &str = "SELECT 1 FROM artifact WHERE digest = $1 LIMIT 1";
+/// Keeps runs from starting until the transaction ends; a writing transaction of `SQLite` does that
+/// by itself.
+const LOCK_RUNS: &str = "LOCK TABLE run IN SHARE ROW EXCLUSIVE MODE";
+const UNDER_WAY: &str = "
+    SELECT r.id, o.host || ':' || o.pid FROM run AS r JOIN owner AS o ON o.id = r.owner
+     WHERE r.state = 'running' ORDER BY r.started_us LIMIT 1";
+
+impl Reach {
+    async fn read(database: &mut Database, store: &str, keep: Keep) -> Result<Self, Error> {
         let binds = [Bind::Int(i64::from(keep.n_runs)), Bind::Int(keep.since_us)];
         let kept_keys: BTreeSet<String> =
             database.fetch(KEPT_KEYS, &binds).await?.into_iter().map(|mut r| r.text(0)).collect();
@@ -201,30 +212,10 @@ impl Ledger {
         }
         let done = database.fetch(DONE_KEYS, &[]).await?;
         let done = done.into_iter().map(|mut row| row.text(0)).collect();
-        Ok(Reach { kept_keys, kept, present, makers, costs, done })
+        let knows_store = !database.fetch(KNOWS_STORE, &[Bind::Text(store)]).await?.is_empty();
+        Ok(Self { kept_keys, kept, present, makers, costs, done, knows_store })
     }
 
-    async fn mark_collected(&self, store: &str, digests: &[&str]) -> Result<(), Error> {
-        let rows: Vec<[&str; 1]> = digests.iter().map(|digest| [*digest]).collect();
-        let rows = serde_json::to_string(&rows).map_err(Error::value)?;
-        let now_us = self.clock.now_us();
-        let mut database = self.database.lock().await;
-        database.begin().await?;
-        let write = async {
-            database.run(COLLECT, &[Bind::Text(&rows), Bind::Text(store)]).await?;
-            database.run(COLLECT_EVENTS, &[Bind::Text(&rows), Bind::Int(now_us)]).await
-        };
-        match write.await {
-            Ok(_) => database.commit().await,
-            Err(error) => {
-                database.rollback().await;
-                Err(error)
-            }
-        }
-    }
-}
-
-impl Reach {
     /// What is known of who made an artifact, and the cheapest way to have it again.
     fn describe(&self, digest: &Digest, garbage: &mut Garbage) {
         let makers = self.makers.get(digest).into_iter().flatten();
@@ -265,10 +256,21 @@ impl Engine {
     /// Says what may go. Changes nothing.
     ///
     /// # Errors
+    /// When the ledger never knew anything of a store that holds artifacts: it is another store's.
     /// When store or ledger are in trouble.
     pub async fn garbage(&self, keep: Keep) -> Result<GarbageList, open::Error> {
-        let reach = self.ledger.reach(self.store.id(), keep).await?;
+        let mut database = self.ledger.database.lock().await;
+        let reach = Reach::read(&mut database, self.store.id(), keep).await?;
+        drop(database);
+        self.unreached(&reach)
+    }
+
+    fn unreached(&self, reach: &Reach) -> Result<GarbageList, open::Error> {
         let found = blocking(|| self.store.sizes())?;
+        if !found.is_empty() && !reach.knows_store {
+            let (store, n) = (self.store.dir().to_owned(), found.len());
+            return Err(Error::OtherStore { store, n }.into());
+        }
         let mut list = GarbageList {
             garbage: Vec::new(),
             size_bytes: 0,
@@ -292,42 +294,68 @@ impl Engine {
         Ok(list)
     }
 
-    /// Removes what [`Self::garbage`] found; gives how many bytes that were.
+    /// Removes what [`Self::garbage`] says, and gives what that was.
     ///
-    /// The ledger forgets an artifact before its folder goes, so a crash in between leaves an orphan
-    /// and never a promise.
+    /// No run can start between the question and the moment at which everything is out of the
+    /// store. A crash in between leaves promises that the store does not hold; the next run that
+    /// needs one makes it again.
     ///
     /// # Errors
-    /// When a run is under way, which may be about to use what looks like garbage; when store or
-    /// ledger are in trouble.
-    pub async fn collect(&self, list: &GarbageList) -> Result<u64, open::Error> {
-        let runs = self.runs(usize::MAX).await?;
-        if let Some(run) = runs.into_iter().find(|run| run.state == RunState::Running) {
-            return Err(Error::RunUnderWay { run: run.id, owner: run.owner }.into());
-        }
-        let artifacts: Vec<&str> = list
-            .garbage
-            .iter()
-            .filter(|garbage| garbage.kind == GarbageKind::Artifact)
-            .map(|garbage| garbage.name.as_str())
-            .collect();
-        self.ledger.mark_collected(self.store.id(), &artifacts).await?;
-        blocking(|| -> Result<u64, open::Error> {
-            let mut n_bytes = 0;
-            for garbage in &list.garbage {
-                let name = &garbage.name;
-                let folder = match garbage.kind {
-                    GarbageKind::Artifact | GarbageKind::Orphan => {
-                        self.store.path(&name.parse().map_err(|_| Error::Value(name.clone()))?)
-                    }
-                    GarbageKind::Checkpoint => self.store.dir().join("checkpoints").join(name),
-                    GarbageKind::Quarantine => self.store.dir().join("quarantine").join(name),
-                };
-                self.store.remove(&folder)?;
-                n_bytes += garbage.size_bytes;
+    /// As [`Self::garbage`]; when a run is under way, which may be about to use what looks like
+    /// garbage.
+    pub async fn collect(&self, keep: Keep) -> Result<GarbageList, open::Error> {
+        self.ledger.recover(&self.owner).await?;
+        let mut database = self.ledger.database.lock().await;
+        database.begin().await?;
+        let thrown = match self.throw_away(&mut database, keep).await {
+            Ok(thrown) => database.commit().await.map(|()| thrown).map_err(open::Error::from),
+            Err(error) => {
+                database.rollback().await;
+                Err(error)
             }
-            Ok(n_bytes)
-        })
+        };
+        drop(database);
+        let (list, trash) = thrown?;
+        blocking(|| trash.into_iter().try_for_each(Trash::empty))?;
+        Ok(list)
+    }
+
+    /// Moves everything that may go out of the store, inside a transaction.
+    async fn throw_away(
+        &self,
+        database: &mut Database,
+        keep: Keep,
+    ) -> Result<(GarbageList, Vec<Trash>), open::Error> {
+        if database.is_postgres() {
+            database.script(LOCK_RUNS).await?;
+        }
+        if let Some(mut row) = database.fetch(UNDER_WAY, &[]).await?.into_iter().next() {
+            return Err(Error::RunUnderWay { run: row.text(0), owner: row.text(1) }.into());
+        }
+        let list = self.unreached(&Reach::read(database, self.store.id(), keep).await?)?;
+        let artifacts = list.garbage.iter().filter(|one| one.kind == GarbageKind::Artifact);
+        let rows: Vec<[&str; 1]> = artifacts.map(|one| [one.name.as_str()]).collect();
+        let rows = serde_json::to_string(&rows).map_err(Error::value)?;
+        let now_us = self.clock.now_us();
+        database.run(COLLECT, &[Bind::Text(&rows), Bind::Text(self.store.id())]).await?;
+        database.run(COLLECT_EVENTS, &[Bind::Text(&rows), Bind::Int(now_us)]).await?;
+        let trash = blocking(|| {
+            let folders = list.garbage.iter().map(|garbage| self.folder(garbage));
+            folders.filter_map(|folder| self.store.throw_away(&folder).transpose()).collect()
+        });
+        let trash: Result<Vec<Trash>, _> = trash;
+        Ok((list, trash?))
+    }
+
+    fn folder(&self, garbage: &Garbage) -> PathBuf {
+        let (dir, name) = (self.store.dir(), &garbage.name);
+        match garbage.kind {
+            GarbageKind::Artifact | GarbageKind::Orphan => {
+                self.store.path(&name.parse().expect("the store lists digests"))
+            }
+            GarbageKind::Checkpoint => dir.join("checkpoints").join(name),
+            GarbageKind::Quarantine => dir.join("quarantine").join(name),
+        }
     }
 
     /// Names a run, so that nothing it refers to is garbage; a name that is taken moves.
@@ -361,6 +389,17 @@ impl Engine {
             at_us: row.int(2),
         };
         Ok(rows.into_iter().map(tag).collect())
+    }
+
+    /// Whether the ledger ever had an artifact, in any store, or this store has it.
+    ///
+    /// # Errors
+    /// When the ledger is in trouble.
+    pub async fn knows_artifact(&self, digest: &str) -> Result<bool, open::Error> {
+        let mut database = self.ledger.database.lock().await;
+        let known = database.fetch(KNOWS_ARTIFACT, &[Bind::Text(digest)]).await?;
+        let held = digest.parse().is_ok_and(|digest| self.store.path(&digest).is_dir());
+        Ok(held || !known.is_empty())
     }
 
     /// Keeps an artifact whatever runs do.

@@ -8,6 +8,7 @@ use super::database::Bind;
 use super::{Error, Ledger};
 use crate::key::NodeKey;
 use crate::open::{self, Engine};
+use crate::plan::Reason;
 use crate::run::{NodeState, RunState};
 
 /// An operator's decision on a parked node.
@@ -140,7 +141,8 @@ impl Engine {
     /// holds for every run in which the node has the same inputs and params.
     ///
     /// # Errors
-    /// As [`Self::find_run`]; when the run has no such node, or the node is not parked.
+    /// As [`Self::find_run`]; when the run has no such node, or the node neither is parked nor
+    /// failed by an earlier decision, which the new one replaces.
     pub async fn rule(
         &self,
         run: &str,
@@ -149,7 +151,12 @@ impl Engine {
     ) -> Result<NodeKey, open::Error> {
         let detail = self.node_detail(run, node).await?;
         let state = detail.node.state;
-        let (NodeState::Parked, Some(key)) = (state, &detail.node.key) else {
+        let waits = match state {
+            NodeState::Parked => true,
+            NodeState::Failed => matches!(detail.node.reason, Some(Reason::Ruled { .. })),
+            _ => false,
+        };
+        let Some(key) = detail.node.key.as_ref().filter(|_| waits) else {
             let (run, node) = (detail.run, node.to_owned());
             return Err(Error::NotParked { run, node, state }.into());
         };
@@ -170,9 +177,6 @@ impl Engine {
     ) -> Result<Cancelled, open::Error> {
         let detail = self.run_detail(run).await?;
         let (id, state) = (detail.run.id.clone(), detail.run.state);
-        if state != RunState::Running {
-            return Err(Error::RunIsOver { run: id, state }.into());
-        }
         let mut nodes = Vec::new();
         if let Some(wanted) = node {
             let meant = detail.nodes.iter().filter(|row| row.name == wanted || row.entry == wanted);
@@ -181,6 +185,9 @@ impl Engine {
                 let help = super::meant_nodes(wanted, &detail.nodes);
                 return Err(Error::NoSuchNode { run: id, node: wanted.to_owned(), help }.into());
             }
+        }
+        if state != RunState::Running {
+            return Err(Error::RunIsOver { run: id, state }.into());
         }
         let now_us = self.clock.now_us();
         let mut database = self.ledger.database.lock().await;

@@ -85,6 +85,7 @@ const RELEASE_ITEMS: &str = "
 const ABANDON_RUNS: &str = "
     UPDATE run SET state = 'abandoned', ended_us = $2
      WHERE state = 'running' AND owner IN (SELECT id FROM {rows: id TEXT} AS r)";
+const ABANDON_RUN: &str = "UPDATE run SET state = 'abandoned', ended_us = $2 WHERE id = $1";
 
 impl Ledger {
     /// Writes the owner down, once, before it claims anything.
@@ -99,6 +100,14 @@ impl Ledger {
             Bind::Int(self.clock.now_us()),
         ];
         database.run(INSERT_OWNER, &binds).await?;
+        Ok(())
+    }
+
+    /// Ends a run that did not begin to work.
+    pub(crate) async fn abandon(&self, run: &str) -> Result<(), Error> {
+        let mut database = self.database.lock().await;
+        let binds = [Bind::Text(run), Bind::Int(self.clock.now_us())];
+        database.run(ABANDON_RUN, &binds).await?;
         Ok(())
     }
 

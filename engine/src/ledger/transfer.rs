@@ -8,11 +8,11 @@ use std::io::{self, BufRead, Write};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::database::{Bind, Cell, Database};
+use super::database::{Bind, Cell, Database, Row};
 use super::{Error, schema};
 use crate::open::{self, Engine};
 
-/// Rows in one statement.
+/// Rows in one statement of an import.
 const ROWS_MAX: usize = 1_000;
 
 struct Table {
@@ -29,7 +29,7 @@ macro_rules! tables {
             name: $name,
             select: concat!(
                 "SELECT ", stringify!($first), $(", ", stringify!($column),)*
-                " FROM ", $name, " ORDER BY ", $order, " LIMIT $1 OFFSET $2"
+                " FROM ", $name, " ORDER BY ", $order
             ),
             insert: concat!(
                 "INSERT INTO ", $name, " (", stringify!($first), $(", ", stringify!($column),)* ")",
@@ -137,14 +137,14 @@ fn value(cell: &Cell) -> Value {
 }
 
 impl Engine {
-    /// Writes every row of the ledger to `out`; gives how many.
+    /// Writes every row of the ledger to `out`, all of one moment; gives how many.
     ///
     /// # Errors
     /// When `out` cannot be written or the ledger is in trouble.
     pub async fn export_ledger(&self, out: &mut impl Write) -> Result<u64, TransferError> {
         let mut database = self.ledger.database.lock().await;
         // In one transaction, so that rows belong together.
-        database.begin().await?;
+        database.begin_read().await?;
         let done = export(&mut database, out).await;
         database.rollback().await;
         done
@@ -176,21 +176,14 @@ async fn export(database: &mut Database, out: &mut impl Write) -> Result<u64, Tr
     writeln!(out, "{}", head.map_err(Error::value)?)?;
     let mut n_rows = 0;
     for table in TABLES {
-        let mut offset = 0_i64;
-        loop {
-            let binds = [Bind::Int(ROWS_MAX as i64), Bind::Int(offset)];
-            let rows = database.fetch(table.select, &binds).await?;
-            for row in &rows {
-                let cells: Vec<Value> = row.cells().iter().map(value).collect();
-                let line = serde_json::to_string(&(table.name, cells)).map_err(Error::value)?;
-                writeln!(out, "{line}")?;
-            }
-            n_rows += rows.len() as u64;
-            offset += rows.len() as i64;
-            if rows.len() < ROWS_MAX {
-                break;
-            }
-        }
+        let write = |row: Row| -> Result<(), TransferError> {
+            let cells: Vec<Value> = row.cells().iter().map(value).collect();
+            let line = serde_json::to_string(&(table.name, cells)).map_err(Error::value)?;
+            writeln!(out, "{line}")?;
+            n_rows += 1;
+            Ok(())
+        };
+        database.each(table.select, write).await?;
     }
     out.flush()?;
     Ok(n_rows)

@@ -24,16 +24,8 @@ pub(crate) struct NodeResult {
     pub(crate) verdict: Verdict,
     /// Its external files.
     pub(crate) external: Option<Arc<Resolved>>,
-}
-
-impl NodeResult {
-    /// What an operator decided on the missing result.
-    pub(crate) fn ruling(&self) -> Option<&Ruling> {
-        match &self.verdict {
-            Verdict::Missing { reason: Reason::Ruled { ruling }, .. } => Some(ruling),
-            _ => None,
-        }
-    }
+    /// What an operator decided on the key, unless its result is there.
+    pub(crate) ruling: Option<Ruling>,
 }
 
 /// Whether a node's result is there.
@@ -148,7 +140,9 @@ impl<'a> Resolver<'a> {
                     let external = self.external(index);
                     // Nobody asks any more what the key is made of.
                     let components = Components::default();
-                    results[index] = Some(NodeResult { key, components, verdict, external });
+                    let ruling = None;
+                    results[index] =
+                        Some(NodeResult { key, components, verdict, external, ruling });
                 }
                 _ => ask.push((index, components)),
             }
@@ -222,32 +216,34 @@ impl<'a> Resolver<'a> {
                 }
             };
             let external = self.external(index);
-            results.push((index, NodeResult { key, components, verdict, external }));
+            let ruling = None;
+            results.push((index, NodeResult { key, components, verdict, external, ruling }));
         }
         self.explain(&mut results, missing).await?;
         Ok(results)
     }
 
-    /// Fills in why each missing result is missing.
+    /// Fills in why each missing result is missing, and what operators decided on those that are not
+    /// there.
     async fn explain(
         &self,
         results: &mut [(usize, NodeResult)],
         missing: Vec<(usize, NodeKey, Option<Reason>)>,
     ) -> Result<(), Error> {
-        if missing.is_empty() {
-            return Ok(());
-        }
         let nodes = &self.pipeline.nodes;
-        let tried = missing.iter().filter(|(at, _, reason)| {
-            reason.is_none()
-                && matches!(results[*at].1.verdict, Verdict::Missing { epoch, .. } if epoch > 0)
+        let tried = results.iter().filter(|(_, result)| match result.verdict {
+            Verdict::Cached(_) => false,
+            Verdict::Missing { epoch, .. } | Verdict::Running { epoch, .. } => epoch > 0,
         });
-        let tried: Vec<NodeKey> = tried.map(|(_, key, _)| *key).collect();
+        let tried: Vec<NodeKey> = tried.map(|(_, result)| result.key).collect();
         let ends = if tried.is_empty() {
             BTreeMap::new()
         } else {
             self.ledger.last_attempts(tried.into_iter()).await?
         };
+        for (_, result) in results.iter_mut() {
+            result.ruling = ends.get(&result.key).and_then(|end| end.ruling.clone());
+        }
         let asked: Vec<(usize, &str, NodeKey)> = missing
             .iter()
             .filter(|(_, key, reason)| reason.is_none() && !ends.contains_key(key))

@@ -21,7 +21,7 @@ use crate::item::{self, ItemKey};
 use crate::key::NodeKey;
 use crate::ledger::{Batch, Verdict as Ruled};
 use crate::open::{Engine, Error};
-use crate::plan::{NodeResult, Outputs, Reason, Resolver, Verdict};
+use crate::plan::{NodeResult, Outputs, Resolver, Verdict};
 use crate::schedule::{Amounts, Event, Policy, State};
 use crate::task::{CancelToken, Failure, FailureKind};
 
@@ -378,8 +378,9 @@ impl<'a> Driver<'a> {
                 self.results[node] = Some(result);
                 self.step(Event::Cached { node });
             }
-            Verdict::Missing { reason: Reason::Ruled { ruling }, .. }
-                if ruling.verdict == Ruled::Rejected =>
+            Verdict::Missing { .. }
+                if let Some(ruling) = &result.ruling
+                    && ruling.verdict == Ruled::Rejected =>
             {
                 self.failures.insert(node, Failure::permanent(ruling.to_string()));
                 self.results[node] = Some(result);

@@ -130,7 +130,7 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
 ///
 /// # Errors
 /// What is wrong with it, for the user.
-pub(crate) fn size_bytes(text: &str) -> Result<u64, String> {
+pub fn size_bytes(text: &str) -> Result<u64, String> {
     let text = text.trim();
     let n_digits = text.bytes().take_while(|b| b.is_ascii_digit() || *b == b'.').count();
     let (digits, unit) = text.split_at(n_digits);

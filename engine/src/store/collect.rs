@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::{Error, Store, remove_tree, set_writable};
 use crate::digest::Digest;
@@ -58,22 +58,41 @@ impl Store {
         Ok(found)
     }
 
-    /// Removes a folder of the store. It disappears at once, so that nobody sees half of it.
+    /// Moves a folder out of the store, at once, so that nobody sees half of it; `None` when it is
+    /// not there.
     ///
     /// # Errors
-    /// When it is there and cannot be removed.
-    pub fn remove(&self, folder: &Path) -> Result<(), Error> {
+    /// When it cannot be moved.
+    pub fn throw_away(&self, folder: &Path) -> Result<Option<Trash>, Error> {
         // A folder must be writable to be moved.
         if let Err(error) = set_writable(folder) {
             if error.kind() == io::ErrorKind::NotFound {
-                return Ok(());
+                return Ok(None);
             }
             return Err(Error::io("remove", folder)(error));
         }
-        let trash = tempfile::Builder::new().prefix("trash-").tempdir_in(self.dir.join("work"));
+        let trash = tempfile::Builder::new().prefix(TRASH).tempdir_in(self.dir.join("work"));
         let trash = trash.map_err(Error::io("remove", folder))?.keep();
         fs::rename(folder, trash.join("folder")).map_err(Error::io("remove", folder))?;
-        remove_tree(&trash).map_err(Error::io("remove", folder))
+        Ok(Some(Trash(trash)))
+    }
+}
+
+/// Begins the names of folders in `work` that hold what was thrown away.
+pub(super) const TRASH: &str = "trash-";
+
+/// A folder that is no longer part of the store.
+#[must_use = "it takes space until it is emptied"]
+#[derive(Debug)]
+pub struct Trash(PathBuf);
+
+impl Trash {
+    /// Removes it.
+    ///
+    /// # Errors
+    /// When that cannot be done; the next run tries again.
+    pub fn empty(self) -> Result<(), Error> {
+        remove_tree(&self.0).map_err(Error::io("remove", &self.0))
     }
 }
 

@@ -28,29 +28,6 @@ pub(super) fn forward(
     });
 }
 
-pub(super) fn add_forward(
-    pool: &Pool,
-    residual: &mut [f32],
-    delta: &[f32],
-    gain: &[f32],
-    eps: f32,
-    y: &mut [f32],
-    rstd: &mut [f32],
-) {
-    let n_cols = gain.len();
-    let (y, residual) = (Disjoint::new(y), Disjoint::new(residual));
-    pool.for_chunks(rstd, TILE_ROWS, |tile, rstd| {
-        for (r, rstd) in rstd.iter_mut().enumerate() {
-            let start = (tile * TILE_ROWS + r) * n_cols;
-            let range = start..start + n_cols;
-            // SAFETY: Each tile has its own rows.
-            let (y, residual) = unsafe { (y.slice(range.clone()), residual.slice(range.clone())) };
-            add(pool.isa(), residual, &delta[range]);
-            forward_rows(pool.isa(), residual, gain, eps, y, std::slice::from_mut(rstd));
-        }
-    });
-}
-
 pub(super) fn backward(
     pool: &Pool,
     d_y: &[f32],

@@ -7,13 +7,10 @@ const EPS: f32 = 1e-6;
 fn check(n_rows: usize, n_cols: usize, magnitude: f32) {
     let len = n_rows * n_cols;
     let x: Vec<f32> = normal("x", len).iter().map(|x| x * magnitude).collect();
-    let delta: Vec<f32> = normal("delta", len).iter().map(|x| x * magnitude).collect();
     let (gain, d_y) = (normal("gain", n_cols), normal("d_y", len));
     let (d_x0, d_gain0) = (normal("d_x", len), normal("d_gain", n_cols));
-    let sum: Vec<f32> = x.iter().zip(&delta).map(|(x, d)| x + d).collect();
     let eps = f64::from(EPS);
     let exact = reference::forward(&f64s(&x), &f64s(&gain), eps);
-    let exact_of_sum = reference::forward(&f64s(&sum), &f64s(&gain), eps);
     let (d_x, d_gain) = reference::backward(&f64s(&d_y), &f64s(&x), &f64s(&gain), eps);
     let plus = |a: &[f64], b: &[f32]| -> Vec<f64> {
         a.iter().zip(b).map(|(a, &b)| a + f64::from(b)).collect()
@@ -24,17 +21,7 @@ fn check(n_rows: usize, n_cols: usize, magnitude: f32) {
             rms_norm::forward(pool, &x, &gain, EPS, &mut y, &mut rstd);
             let (mut d_x, mut d_gain) = (d_x0.clone(), d_gain0.clone());
             rms_norm::backward(pool, &d_y, &x, &gain, &rstd, &mut d_x, &mut d_gain);
-            let (mut residual, mut y_of_sum) = (x.clone(), vec![f32::NAN; len]);
-            rms_norm::add_forward(
-                pool,
-                &mut residual,
-                &delta,
-                &gain,
-                EPS,
-                &mut y_of_sum,
-                &mut rstd,
-            );
-            vec![y, d_x, d_gain, residual, y_of_sum]
+            vec![y, d_x, d_gain]
         },
         |result| {
             let what = |name| format!("{name} of [{n_rows}, {n_cols}] times {magnitude}");
@@ -42,8 +29,6 @@ fn check(n_rows: usize, n_cols: usize, magnitude: f32) {
             assert_close(&what("d_x"), &result[1], &plus(&d_x, &d_x0), 16.0);
             let terms = (n_rows as f64).sqrt();
             assert_close(&what("d_gain"), &result[2], &plus(&d_gain, &d_gain0), 8.0 + terms);
-            assert_close(&what("residual"), &result[3], &f64s(&sum), 0.0);
-            assert_close(&what("y of the sum"), &result[4], &exact_of_sum, 4.0);
         },
     );
 }

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use super::usage::Usage;
 use super::{Figures, median};
-use crate::cli::{Executor, OrchArgs, OrchRunArgs, PipelineArgs, RunArgs};
+use crate::cli::{Executor, OrchArgs, OrchRunArgs, PipelineArgs, RunArgs, Share};
 use crate::commands;
 use crate::error::{Error, Result};
 use crate::exit::ExitStatus;
@@ -45,7 +45,8 @@ struct Outcome {
 /// Does what `sbp run` does, with the bench's own tasks, and prints what that took.
 pub(super) fn run(args: OrchRunArgs, place: Place, printer: Printer) -> Result<ExitStatus> {
     let pipeline = PipelineArgs { pipeline: args.pipeline, set: Vec::new(), to: Vec::new() };
-    let args = RunArgs { pipeline, keep_going: true, fail_fast: false, cpu: Some(args.cpu) };
+    let share = Share { cpu: Some(args.cpu), ..Share::default() };
+    let args = RunArgs { pipeline, keep_going: true, fail_fast: false, share };
     commands::wait(async {
         let pipeline = commands::load_with(&args.pipeline, &tasks::registry(), printer)?;
         let ended = commands::run::to_the_end(&pipeline, &args, place, printer).await?;

@@ -1,7 +1,5 @@
 //! What this process has used so far.
 
-use std::fs;
-
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
@@ -19,9 +17,6 @@ impl Usage {
     pub(super) fn now() -> Self {
         let time = clock_gettime(ClockId::ProcessCPUTime);
         let cpu_ms = time.tv_sec as f64 * 1e3 + time.tv_nsec as f64 / 1e6;
-        let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-        let kib = peak.and_then(|text| text.trim().trim_end_matches("kB").trim().parse().ok());
-        Self { cpu_ms, peak_rss_mib: kib.unwrap_or(0.0) / 1024.0 }
+        Self { cpu_ms, peak_rss_mib: engine::usage::peak_resident_mib() }
     }
 }

@@ -1,6 +1,6 @@
 //! `sbp bench bpe`: training a tokenizer and encoding with it, on mixed text.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use engine::task::Failure;
 
@@ -46,7 +46,7 @@ pub fn measure(options: &Options) -> Result<Figures, Failure> {
         train_tokenizer::train_texts(&train, options.vocab_size, options.n_threads, &options.dir)
     });
     trained?;
-    let after_training_mib = peak_rss_mib();
+    let after_training_mib = engine::usage::peak_resident_mib();
     drop(train);
     let tokenizer = Tokenizer::open(&options.dir)?;
 
@@ -75,7 +75,7 @@ pub fn measure(options: &Options) -> Result<Figures, Failure> {
         ("definition_mb_per_s_core", rounded(checked.1)),
         ("checked_mb", rounded(checked.0)),
         ("bytes_per_token", rounded(encode_mb * 1e6 / n_tokens.max(1) as f64)),
-        ("peak_rss_mib", rounded(peak_rss_mib())),
+        ("peak_rss_mib", rounded(engine::usage::peak_resident_mib())),
     ])
 }
 
@@ -129,14 +129,6 @@ fn check(tokenizer: &Tokenizer, texts: &[String], mb: f64) -> Result<(f64, f64),
         seconds += cpu_s;
     }
     Ok((checked_mb, checked_mb / f64::max(seconds, 1e-9)))
-}
-
-/// The most memory that this process has held, in MiB; 0 where the system does not say.
-fn peak_rss_mib() -> f64 {
-    let status = std::fs::read_to_string(Path::new("/proc/self/status")).unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<f64>().ok());
-    kib.unwrap_or(0.0) / 1024.0
 }
 
 #[cfg(test)]

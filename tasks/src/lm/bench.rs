@@ -151,14 +151,14 @@ pub fn run(
     talk("training");
     let weights = Init::default().draw(&pool, &config, 0);
     let trained = train::run(&pool, workload, weights)?;
-    let train_peak_rss_mib = peak_rss_mib();
+    let train_peak_rss_mib = engine::usage::peak_resident_mib();
     let mut generate_tokens_per_s = BTreeMap::new();
     for &n in &workload.batches {
         talk(&format!("generating {n} at a time"));
         let rate = generate::run(&pool, workload, &trained.weights, n)?;
         generate_tokens_per_s.insert(n.to_string(), rate);
     }
-    let peak_rss_mib = peak_rss_mib();
+    let peak_rss_mib = engine::usage::peak_resident_mib();
     talk("single ops");
     let gemm_peak_gflops = kernels::bench::peak_gflops(&pool, ops::N_RUNS);
     let train_flop_per_token = config.train_flop_per_token(config.context);
@@ -178,14 +178,6 @@ pub fn run(
         peak_rss_mib,
         ops: ops::measure(&pool, workload, &config, gemm_peak_gflops),
     })
-}
-
-/// Highest resident memory of this process so far, in MiB; 0 where the system does not say.
-fn peak_rss_mib() -> f64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    let kib = line.and_then(|line| line.trim().trim_end_matches("kB").trim().parse::<f64>().ok());
-    kib.unwrap_or(0.0) / 1024.0
 }
 
 /// The middle one of measurements.

@@ -290,8 +290,8 @@ impl Folder {
         };
         let penalty = writing.repetition_penalty.unwrap_or(folder.repetition_penalty);
         let wrong = |what: String| Err(Failure::permanent(what));
-        if !(temperature.is_finite() && temperature >= 0.0) {
-            return wrong(format!("temperature {temperature} is not at least 0"));
+        if !(temperature == 0.0 || kernels::sampling::is_temperature(temperature)) {
+            return wrong(format!("temperature {temperature} is neither 0 nor at least 3e-39"));
         }
         if !(policy.top_p > 0.0 && policy.top_p <= 1.0) {
             return wrong(format!("top-p {} is not within (0, 1]", policy.top_p));

@@ -205,13 +205,21 @@ pub fn convert(from: &Path, to: &Path, precision: Precision) -> Result<(), Error
         TOKENIZER_FILE,
         "tokenizer_config.json",
         "special_tokens_map.json",
+        "chat_template.jinja",
+        // How sentence-transformers pools and normalizes.
+        "modules.json",
+        "config_sentence_transformers.json",
+        "1_Pooling/config.json",
         "vocab.json",
         "merges.txt",
         "added_tokens.json",
     ] {
         let source = from.join(name);
         if source.exists() {
-            copy_file(&source, &to.join(name))?;
+            let target = to.join(name);
+            let folder = target.parent().unwrap_or(to);
+            fs::create_dir_all(folder).map_err(|error| Error::io(folder, error))?;
+            copy_file(&source, &target)?;
         }
     }
     Ok(())
@@ -281,7 +289,7 @@ pub fn load_generation(dir: &Path) -> Result<Generation, Error> {
 /// When a file is missing or damaged, a tensor is missing, has the wrong shape or type, is unknown
 /// to the architecture, or holds a number that is not finite.
 pub fn load(dir: &Path) -> Result<Weights, Error> {
-    let config = load_config(dir)?;
+    let mut config = load_config(dir)?;
     let files = weight_files(dir)?;
     let maps = files.iter().map(|path| map(path)).collect::<Result<Vec<_>, _>>()?;
     let mut found: BTreeMap<String, (&Path, TensorView<'_>)> = BTreeMap::new();
@@ -293,6 +301,9 @@ pub fn load(dir: &Path) -> Result<Weights, Error> {
     }
     // Embedding models are saved without the head, and so without the prefix.
     let prefix = if found.contains_key("embed_tokens.weight") { "" } else { "model." };
+    if prefix.is_empty() && !found.contains_key("lm_head.weight") {
+        config.tie_embeddings = true;
+    }
     let mut placed = Vec::new();
     for tensor in tensors(&config, prefix) {
         let Some((path, view)) = found.remove(&tensor.name) else {

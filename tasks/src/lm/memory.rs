@@ -18,6 +18,8 @@ pub struct MemoryPlan {
     pub moments_bytes: u64,
     /// What a micro-batch keeps for its backward pass, and buffers that every block shares.
     pub activations_bytes: u64,
+    /// Operands that matrix products keep packed; the largest are those of the loss.
+    pub packed_bytes: u64,
     /// Buffers to measure the held-out loss.
     pub heldout_bytes: u64,
     /// What the activations leave out.
@@ -48,11 +50,14 @@ impl MemoryPlan {
         recompute: Recompute,
     ) -> Self {
         let weights_bytes = 4 * config.n_parameters();
+        let packed =
+            kernels::cross_entropy::packed_len(micro_tokens, [config.d_model, config.vocab_size]);
         Self {
             weights_bytes,
             gradients_bytes: weights_bytes,
             moments_bytes: 2 * weights_bytes,
             activations_bytes: Activations::bytes(config, micro_tokens, recompute),
+            packed_bytes: 4 * packed as u64,
             heldout_bytes,
             recompute,
         }
@@ -64,6 +69,7 @@ impl MemoryPlan {
             + self.gradients_bytes
             + self.moments_bytes
             + self.activations_bytes
+            + self.packed_bytes
             + self.heldout_bytes
     }
 
@@ -96,11 +102,12 @@ impl fmt::Display for MemoryPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "weights {} MiB, gradients {} MiB, moments {} MiB, activations {} MiB, held-out {} MiB",
+            "weights {} MiB, gradients {} MiB, moments {} MiB, activations {} MiB, packed operands {} MiB, held-out {} MiB",
             mib(self.weights_bytes),
             mib(self.gradients_bytes),
             mib(self.moments_bytes),
             mib(self.activations_bytes),
+            mib(self.packed_bytes),
             mib(self.heldout_bytes)
         )?;
         match self.recompute {

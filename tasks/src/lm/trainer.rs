@@ -187,9 +187,13 @@ impl<'a> Trainer<'a> {
                 self.one_step(ctx, steps, &mut batch, &mut clock)
             };
             let cancelled = matches!(&done, Err(failure) if *failure == Failure::cancelled());
-            let due = clock.checkpointed.elapsed().as_secs_f64() >= self.recipe.checkpoint_every_s;
+            // Saving large models often would be most of the work.
+            let pause = self.recipe.checkpoint_every_s.max(SAVES_APART * clock.save_s);
+            let due = clock.checkpointed.elapsed().as_secs_f64() >= pause;
             if (cancelled || (due && done.is_ok())) && self.cursor.step > clock.checkpointed_step {
+                let started = Instant::now();
                 self.save(ctx, observer)?;
+                clock.save_s = started.elapsed().as_secs_f64();
                 (clock.checkpointed, clock.checkpointed_step) = (Instant::now(), self.cursor.step);
             }
             done?;
@@ -245,7 +249,7 @@ impl<'a> Trainer<'a> {
         let seconds = clock.started.elapsed().as_secs_f64().max(1e-9);
         let n_tokens = self.cursor.n_tokens - clock.started_tokens;
         ctx.metric("tokens_per_s", step, n_tokens as f64 / seconds);
-        if let Some(bytes) = resident_bytes() {
+        if let Some(bytes) = engine::usage::resident_bytes() {
             ctx.metric("memory_mib", step, bytes as f64 / f64::from(1 << 20));
         }
         if seconds >= MFU_AFTER_S {
@@ -269,23 +273,27 @@ impl<'a> Trainer<'a> {
         let help =
             "lower the learning rate, lengthen the warm-up, or look at the documents of this step";
         let first = batch.ids().iter().take(8).collect::<Vec<_>>();
-        let seen = format!(
-            "learning rate {:.3e}, {} tokens in the step, which begins with ids {first:?}; largest gradient {}",
-            self.recipe.rate.at(step),
-            batch.n_tokens(),
-            self.learner.worst_gradient()
-        );
+        let seen = || {
+            format!(
+                "learning rate {:.3e}, {} tokens in the step, which begins with ids {first:?}; largest gradient {}",
+                self.recipe.rate.at(step),
+                batch.n_tokens(),
+                self.learner.worst_gradient()
+            )
+        };
         if !(loss.is_finite() && grad_norm.is_finite()) {
             return Err(Failure::permanent(format!(
-                "step {step} has loss {loss} and gradient norm {grad_norm} ({seen}); the weights are those of the step before"
+                "step {step} has loss {loss} and gradient norm {grad_norm} ({}); the weights are those of the step before",
+                seen()
             ))
             .help(help));
         }
         match self.cursor.mean_loss {
             Some(Bits(mean)) if loss > mean + self.recipe.loss_rise_max => {
                 Err(Failure::permanent(format!(
-                    "step {step} has loss {loss:.3}, more than {} above its running mean of {mean:.3} ({seen}, gradient norm {grad_norm:.3e})",
-                    self.recipe.loss_rise_max
+                    "step {step} has loss {loss:.3}, more than {} above its running mean of {mean:.3} ({}, gradient norm {grad_norm:.3e})",
+                    self.recipe.loss_rise_max,
+                    seen()
                 ))
                 .help(format!("{help}, or raise `loss_rise_max`")))
             }
@@ -342,7 +350,12 @@ struct Clock {
     reported: Instant,
     checkpointed: Instant,
     checkpointed_step: u64,
+    /// What the last checkpoint took.
+    save_s: f64,
 }
+
+/// Between two checkpoints lies so many times what one takes.
+const SAVES_APART: f64 = 20.0;
 
 impl Clock {
     fn new(cursor: &Cursor) -> Self {
@@ -355,16 +368,9 @@ impl Clock {
             reported: now,
             checkpointed: now,
             checkpointed_step: cursor.step,
+            save_s: 0.0,
         }
     }
-}
-
-/// Resident memory of this process; nothing where the system does not say.
-fn resident_bytes() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-    let kib: u64 = line.trim().trim_end_matches("kB").trim().parse().ok()?;
-    Some(kib << 10)
 }
 
 /// Writes a finished model: the Hugging Face folder, `training.json` and `curve.csv`.

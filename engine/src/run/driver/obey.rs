@@ -8,7 +8,7 @@ use super::super::report::{NodeState, RunEvent};
 use super::{Attempt, Driver};
 use crate::item::{self, ItemParts};
 use crate::key::NodeKey;
-use crate::ledger::{AttemptEnd, Claim, EventRow, NodeChange, Publish};
+use crate::ledger::{AttemptEnd, Claim, EventRow, NodeChange, Publish, Verdict as Ruled};
 use crate::plan::{Outputs, Reason, Verdict, artifacts};
 use crate::schedule::{Command, Event, Why};
 use crate::task::{CancelToken, ContextParts, Failure, FailureKind, Input, Inputs, Sink};
@@ -168,7 +168,10 @@ impl Driver<'_> {
                 external: external.as_ref().map_or_else(Vec::new, |found| found.files.clone()),
                 n_threads: cpu as usize,
                 memory_bytes: spec.resources.memory_bytes,
-                is_approved: result.ruling().is_some(),
+                is_approved: result
+                    .ruling
+                    .as_ref()
+                    .is_some_and(|ruling| ruling.verdict == Ruled::Approved),
                 cancel: cancel.clone(),
                 sink,
             },

@@ -158,10 +158,8 @@ impl Driver<'_> {
     }
 }
 
-/// Highest resident memory of this process in bytes; 0 where the system does not say.
+/// Highest resident memory of this process in bytes, as the ledger keeps it; 0 when unknown.
 pub(super) fn peak_memory_bytes() -> i64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    let kib = line.and_then(|line| line.trim().trim_end_matches("kB").trim().parse::<i64>().ok());
-    kib.unwrap_or(0) * 1024
+    let bytes = crate::usage::peak_resident_bytes();
+    bytes.and_then(|bytes| i64::try_from(bytes).ok()).unwrap_or(0)
 }

@@ -44,6 +44,37 @@ async fn a_rejected_node_fails_without_running() {
     assert_eq!((summary.state, counts(&summary)), (RunState::Failed, [0, 0, 1, 1]));
     assert_eq!(summary.failures[0].failure.message, "rejected by ada@here: looked at ten");
     assert_eq!(bench.n_runs("gate"), 1);
+    // A later decision replaces it.
+    engine.rule("last", "gate", &ruling(Verdict::Approved)).await.unwrap();
+    assert_eq!(bench.run().await.state, RunState::Done);
+}
+
+#[tokio::test]
+async fn a_decision_outlives_the_artifact() {
+    let bench = parking();
+    bench.run().await;
+    let engine = bench.engine().await;
+    engine.rule("last", "gate", &ruling(Verdict::Approved)).await.unwrap();
+    let summary = bench.run().await;
+    let lost = &summary.outputs["gate"]["out"].path;
+    crate::store::remove_tree(lost).unwrap();
+    let again = bench.run().await;
+    assert_eq!((again.state, counts(&again)), (RunState::Done, [1, 1, 0, 0]));
+}
+
+#[tokio::test]
+async fn a_store_is_not_collected_by_the_ledger_of_another() {
+    let mut bench = Bench::new();
+    bench.node("a", &[], json!({"text": "a"}));
+    bench.run().await;
+    let settings = Settings {
+        ledger: Some(bench.dir.path().join("other.db").display().to_string()),
+        ..Settings::new(bench.dir.path().join(".sbp"))
+    };
+    let stranger = Engine::open(settings).await.unwrap();
+    let error = stranger.collect(keep(1)).await.unwrap_err();
+    assert!(error.to_string().contains("knows none of the 1 artifacts"), "{error}");
+    assert_eq!(stored(&stranger).len(), 1);
 }
 
 /// Asks through the ledger, as another process does, once the node runs.
@@ -125,7 +156,7 @@ async fn collecting_never_breaks_a_resume() {
     engine.pin(&pinned, "b", "ada@here").await.unwrap();
     let list = engine.garbage(keep(2)).await.unwrap();
     assert_eq!(list.garbage.len(), 3);
-    assert_eq!(engine.collect(&list).await.unwrap(), list.size_bytes);
+    assert_eq!(engine.collect(keep(2)).await.unwrap().size_bytes, list.size_bytes);
     assert_eq!(stored(&engine).len(), 3);
     assert!(stored(&engine).contains(&pinned));
     let again = bench.run().await;
@@ -149,8 +180,7 @@ async fn nothing_is_collected_under_a_run() {
     let stop = Stop::default();
     let collect = async {
         runs.wait_for(|runs| *runs).await.unwrap();
-        let list = operator.garbage(keep(1)).await.unwrap();
-        let error = operator.collect(&list).await.unwrap_err();
+        let error = operator.collect(keep(1)).await.unwrap_err();
         stop.request();
         error.to_string()
     };

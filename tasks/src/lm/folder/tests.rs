@@ -59,6 +59,7 @@ fn what_cannot_be_written_is_an_error() {
     check("river", Writing { n_tokens_max: Some(64), ..PLAIN }, "do not fit");
     check("river", Writing { n_tokens_max: Some(0), ..PLAIN }, "do not fit");
     check("river", Writing { temperature: Some(f32::NAN), ..PLAIN }, "temperature NaN");
+    check("river", Writing { temperature: Some(1e-39), ..PLAIN }, "temperature 0.000");
     check("river", Writing { top_p: Some(0.0), ..PLAIN }, "top-p 0");
     check("river", Writing { repetition_penalty: Some(0.5), ..PLAIN }, "penalty 0.5");
     // A tokenizer without a start needs a prompt; ours starts every text.

@@ -1,5 +1,6 @@
 //! `config.json` and its neighbours.
 
+use kernels::sampling::is_temperature;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
@@ -51,6 +52,8 @@ pub(super) fn generation_json() -> Value {
         "pad_token_id": PAD,
         "do_sample": true,
         "temperature": 1.0,
+        // Without it transformers keeps the 50 likeliest.
+        "top_k": 0,
         "top_p": 0.9,
     })
 }
@@ -98,11 +101,11 @@ pub(super) fn generation_from_json(value: &Value) -> Result<Generation, String> 
         stop,
         do_sample: object.get("do_sample").and_then(Value::as_bool).unwrap_or(false),
         temperature: number("temperature", 1.0, f64::MIN_POSITIVE)? as f32,
-        top_k: number("top_k", 0.0, 0.0)? as usize,
+        top_k: number("top_k", 50.0, 0.0)? as usize,
         top_p: number("top_p", 1.0, f64::MIN_POSITIVE)?,
         repetition_penalty: number("repetition_penalty", 1.0, 1.0)? as f32,
     };
-    if generation.top_p > 1.0 || generation.temperature <= 0.0 {
+    if generation.top_p > 1.0 || !is_temperature(generation.temperature) {
         let Generation { top_p, temperature, .. } = generation;
         return Err(format!("`top_p` {top_p} or `temperature` {temperature} is out of range"));
     }

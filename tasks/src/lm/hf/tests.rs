@@ -64,6 +64,11 @@ fn half_precision_shards_and_headless_models_are_read() {
     let index = json!({ "metadata": {}, "weight_map": map });
     fs::write(dir.path().join(INDEX_FILE), index.to_string()).unwrap();
     assert_eq!(load(dir.path()).unwrap().data(), rounded);
+    // Embedding models say nothing of a head that they do not have.
+    let mut config = read_json(&dir.path().join(CONFIG_FILE)).unwrap();
+    config["tie_word_embeddings"] = json!(false);
+    write_json(&dir.path().join(CONFIG_FILE), &config).unwrap();
+    assert_eq!(load(dir.path()).unwrap().data(), rounded);
     fs::write(
         dir.path().join(INDEX_FILE),
         json!({"weight_map": {"embed_tokens.weight": "../secret"}}).to_string(),
