@@ -109,9 +109,28 @@ async fn open(place: Place) -> Result<Engine> {
     Ok(Engine::open(settings(place)).await?)
 }
 
+/// Opens store and ledger to change what runs left there. A folder without a ledger is a mistyped
+/// one, and stays as it is.
+async fn open_existing(place: Place) -> Result<Engine> {
+    if !place.has_ledger() {
+        return Err(engine::Error::from(engine::ledger::Error::NoRunYet).into());
+    }
+    open(place).await
+}
+
 /// Opens store and ledger to ask them, which makes and needs nothing that can be written.
 async fn look(place: Place) -> Result<Engine> {
     Ok(Engine::look(settings(place)).await?)
+}
+
+/// Fails, with a suggestion where there is one, unless a run has a node or an entry of this name.
+async fn expect_node(engine: &Engine, run: &str, name: &str) -> Result<()> {
+    let detail = engine.run_detail(run).await?;
+    if name.is_empty() || detail.nodes.iter().any(|node| node.name == name || node.entry == name) {
+        return Ok(());
+    }
+    engine.node_detail(run, name).await?;
+    Ok(())
 }
 
 fn settings(place: Place) -> engine::Settings {

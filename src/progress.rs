@@ -131,6 +131,9 @@ impl Screen {
     }
 }
 
+/// So much is read before anybody asks what takes so long.
+const READ_AT_ONCE: u64 = 1 << 30;
+
 /// What an event is worth saying. Cached nodes are a count in the summary, not a line: there may be
 /// thousands.
 fn line_of(
@@ -145,6 +148,13 @@ fn line_of(
         RunEvent::RunStarted { run, n_total, n_cached } => {
             let n_left = n_total - n_cached;
             let text = format!("run {run}: {n_total} nodes, {n_cached} cached, {n_left} to go");
+            (Weight::News, format!("{:>7}  {text}", human::clock(now)))
+        }
+        RunEvent::ReadsInputs { size_bytes, .. } if *size_bytes < READ_AT_ONCE => return None,
+        RunEvent::ReadsInputs { n_artifacts, size_bytes } => {
+            let size = human::bytes(*size_bytes);
+            let text =
+                format!("reading {n_artifacts} cached artifacts, {size}, against their digests");
             (Weight::News, format!("{:>7}  {text}", human::clock(now)))
         }
         RunEvent::Cached { node, reason: Some(reason @ Reason::CutOff { .. }) } => {

@@ -27,9 +27,16 @@ impl Place {
         Self { dir: global.dir.clone(), ledger: global.ledger.clone() }
     }
 
-    /// Whether a ledger was named or made.
+    /// Whether there is a ledger, as far as this machine can tell.
     pub(crate) fn has_ledger(&self) -> bool {
-        self.ledger.is_some() || self.dir.is_dir()
+        match self.ledger.as_deref() {
+            Some(url) if url.starts_with("postgres") => true,
+            Some(text) => {
+                let path = text.strip_prefix("sqlite:").unwrap_or(text);
+                Path::new(path.strip_prefix("//").unwrap_or(path)).exists()
+            }
+            None => self.dir.join("ledger.db").exists(),
+        }
     }
 }
 
@@ -37,11 +44,12 @@ impl Place {
     /// The flags that name this place in another command, with a blank before each.
     pub(crate) fn flags(&self) -> String {
         let mut flags = String::new();
-        if self.dir != Path::new(".sbp") && std::env::var_os("SBP_DIR").is_none() {
+        let usual = std::env::var_os("SBP_DIR").unwrap_or_else(|| ".sbp".into());
+        if self.dir != Path::new(&usual) {
             let _ = write!(flags, " --dir '{}'", self.dir.display());
         }
         match &self.ledger {
-            Some(ledger) if std::env::var_os("SBP_LEDGER").is_none() => {
+            Some(ledger) if std::env::var("SBP_LEDGER").as_ref() != Ok(ledger) => {
                 // A URL may hold a password, and what is printed ends up in logs.
                 let shown = if ledger.contains('@') { "postgres://…" } else { ledger };
                 let _ = write!(flags, " --ledger '{shown}'");

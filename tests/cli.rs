@@ -135,6 +135,8 @@ fn json_is_one_line() {
         &["tasks"],
         &["tasks", "show", "tokenize"],
         &["schema"],
+        &["reference"],
+        &["completions", "bash"],
         &["verify"],
         &["doctor"],
     ] {

@@ -109,17 +109,48 @@ fn stray_words_stop_and_keep_nothing() {
 }
 
 #[test]
+fn a_mistyped_folder_stays_a_mistake() {
+    let place = world();
+    place.sbp(&["run", "world.yaml", "--to", "corpus"]).expect(0);
+    place.sbp(&["ledger", "export", "backup.jsonl"]).expect(0);
+    for args in [
+        &["ledger", "check"][..],
+        &["ledger", "export", "other.jsonl"],
+        &["pin", "corpus"],
+        &["tag", "best"],
+        &["gc", "--delete"],
+        &["cancel", "last"],
+        &["retry"],
+        &["approve", "corpus", "--reason", "good"],
+    ] {
+        let said = place.sbp(&[args, &["--dir", "typo"]].concat()).expect(2).stderr;
+        assert!(said.contains("there is no run yet"), "{args:?}: {said}");
+        assert!(!place.path().join("typo").exists(), "{args:?}");
+    }
+    // A backup is not overwritten, and a part of one is no backup.
+    place.sbp(&["ledger", "export", "backup.jsonl"]).expect(2);
+    let backup = std::fs::read_to_string(place.path().join("backup.jsonl")).unwrap();
+    let part: Vec<&str> = backup.lines().take(5).collect();
+    place.write("part.jsonl", &part.join("\n"));
+    let said = place.sbp(&["ledger", "import", "part.jsonl", "--dir", "new"]).expect(2).stderr;
+    assert!(said.contains("the export is cut: it holds 4 rows"), "{said}");
+    place.sbp(&["ledger", "import", "backup.jsonl", "--dir", "new"]).expect(0);
+    let said = place.sbp(&["logs", "corpsu"]).expect(2).stderr;
+    assert!(said.contains("has no node `corpsu`"), "{said}");
+}
+
+#[test]
 fn a_run_has_the_resources_that_it_is_given() {
     let place = Place::new();
     place.write(
         "pool.yaml",
-        r#"version: 1
+        r"version: 1
 nodes:
   corpus:
     task: generate_corpus
     params: {n_concepts: 12}
     resources: {gpu: 1, mem: 1GiB, pools: {disk: 1}}
-"#,
+",
     );
     let run = |flags: &[&str]| place.sbp(&[&["run", "pool.yaml"][..], flags].concat());
     let said = run(&["--gpu", "0"]).expect(2).stderr;

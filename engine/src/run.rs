@@ -52,14 +52,17 @@ impl Engine {
         self.ledger.register(&self.owner).await?;
         self.ledger.recover(&self.owner).await?;
         self.clean().await?;
-        let (resolver, results, run) = loop {
-            let mut resolver =
-                Resolver::new(pipeline, &self.ledger, &self.store, &self.clock, Mode::Act);
+        let mut resolver =
+            Resolver::new(pipeline, &self.ledger, &self.store, &self.clock, Mode::Act);
+        let (results, run) = loop {
             let results = resolver.all(&covered).await?;
+            if !resolver.inputs_are_whole(&covered, &results, &*options.observer).await? {
+                continue;
+            }
             let run = self.write_run(&resolver, &covered, &results).await?;
             // Nothing is collected from now on. What was collected since the ledger was asked:
             if blocking(|| self.holds_cached(&results)) {
-                break (resolver, results, run);
+                break (results, run);
             }
             self.ledger.abandon(&run).await?;
         };

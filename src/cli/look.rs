@@ -68,6 +68,9 @@ pub(crate) enum GraphFormat {
 /// `sbp verify`.
 #[derive(Args, Debug)]
 pub(crate) struct VerifyArgs {
+    /// Set damaged artifacts aside, so that the next run makes them again
+    #[arg(long)]
+    pub(crate) mend: bool,
     /// Check only N artifacts, other ones each time
     #[arg(long, value_name = "N")]
     #[arg(value_parser = clap::value_parser!(u32).range(1..))]

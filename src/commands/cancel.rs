@@ -3,7 +3,7 @@
 use engine::ledger::{self, RunNodeRow};
 
 use crate::cli::CancelArgs;
-use crate::commands::open;
+use crate::commands::open_existing;
 use crate::error::Result;
 use crate::exit::ExitStatus;
 use crate::printer::Printer;
@@ -13,7 +13,7 @@ use crate::settings::{self, Place};
 const RUN_MIN: usize = 4;
 
 pub(crate) async fn run(args: CancelArgs, place: Place, printer: Printer) -> Result<ExitStatus> {
-    let engine = open(place).await?;
+    let engine = open_existing(place).await?;
     let by = settings::operator();
     let run = args.run.as_deref().unwrap_or("last");
     let detail = engine.run_detail(run).await?;

@@ -11,6 +11,11 @@ use crate::printer::Printer;
 pub(crate) fn run(shell: Shell, printer: Printer) -> Result<ExitStatus> {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Cli::command(), "sbp", &mut script);
-    printer.data(String::from_utf8_lossy(&script))?;
+    let script = String::from_utf8_lossy(&script);
+    if printer.is_json() {
+        printer.json(&script)?;
+    } else {
+        printer.data(script)?;
+    }
     Ok(ExitStatus::Done)
 }

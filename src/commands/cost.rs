@@ -7,7 +7,7 @@ use engine::cost::{self, NodeCost, Rates};
 use serde_json::{Map, Value, json};
 
 use crate::cli::PipelineArgs;
-use crate::commands::{load, open};
+use crate::commands::{load, look};
 use crate::error::Result;
 use crate::exit::ExitStatus;
 use crate::human;
@@ -50,7 +50,7 @@ pub(crate) async fn run(args: PipelineArgs, place: Place, printer: Printer) -> R
     // Asking what something costs makes no folder.
     let mut took = BTreeMap::new();
     if place.has_ledger() {
-        let engine = open(place).await?;
+        let engine = look(place).await?;
         took = took_hours(&engine, &pipeline.name).await?;
         let mut rates = engine.measured_rates().await?;
         rates.by_task.retain(|(task, unit), _| {

@@ -6,7 +6,7 @@ use engine::ledger::{GarbageKind, GarbageList, Keep};
 use serde_json::json;
 
 use crate::cli::GcArgs;
-use crate::commands::{look, open, took};
+use crate::commands::{look, open_existing, took};
 use crate::error::Result;
 use crate::exit::ExitStatus;
 use crate::human;
@@ -18,7 +18,7 @@ use crate::table::Table;
 const SHOWN_MAX: usize = 40;
 
 pub(crate) async fn run(args: GcArgs, place: Place, printer: Printer) -> Result<ExitStatus> {
-    let engine = if args.delete { open(place).await? } else { look(place).await? };
+    let engine = if args.delete { open_existing(place).await? } else { look(place).await? };
     let keep = Keep { n_runs: args.keep_runs, since_us: since_us(args.forget_after) };
     let list = if args.delete { engine.collect(keep).await? } else { engine.garbage(keep).await? };
     let removed = args.delete.then_some(list.size_bytes);

@@ -35,6 +35,10 @@ async fn export(file: &Path, place: Place, printer: Printer) -> Result<ExitStatu
     let engine = with_runs(place).await?;
     let cannot =
         |error: io::Error| Error::usage(format!("cannot write `{}`: {error}", file.display()));
+    if file.exists() {
+        let message = format!("`{}` is there already", file.display());
+        return Err(Error::usage(message).help("name another file, or remove it first"));
+    }
     // Whole or not at all: a half export looks like a small ledger.
     let dir = file.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let name = file.file_name().ok_or_else(|| Error::usage("the export needs a file name"))?;
@@ -102,6 +106,7 @@ fn transfer(error: TransferError) -> Error {
         TransferError::NotEmpty { .. } => {
             Error::usage(error).help("name an empty one with `--ledger`")
         }
+        TransferError::Cut { .. } => Error::usage(error).help("export it again"),
         TransferError::Io(_) | TransferError::Line { .. } | TransferError::Schema { .. } => {
             Error::usage(error)
         }

@@ -9,7 +9,7 @@ use engine::run::RunState;
 use engine::task::LogLevel;
 
 use crate::cli::LogsArgs;
-use crate::commands::look;
+use crate::commands::{expect_node, look};
 use crate::error::Result;
 use crate::exit::ExitStatus;
 use crate::human;
@@ -22,6 +22,7 @@ const LINES_MAX: usize = 10_000;
 
 pub(crate) async fn run(args: LogsArgs, place: Place, printer: Printer) -> Result<ExitStatus> {
     let engine = look(place).await?;
+    expect_node(&engine, &args.run, &args.node).await?;
     let rows = engine.logs(&args.run, &args.node, Lines::Last(args.lines)).await?;
     if args.follow {
         return follow(&engine, &args, rows, printer).await;

@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use engine::ledger::MetricPoint;
 
 use crate::cli::MetricsArgs;
-use crate::commands::look;
+use crate::commands::{expect_node, look};
 use crate::error::{Error, Result};
 use crate::exit::ExitStatus;
 use crate::human;
@@ -16,6 +16,7 @@ use crate::table::Table;
 
 pub(crate) async fn run(args: MetricsArgs, place: Place, printer: Printer) -> Result<ExitStatus> {
     let engine = look(place).await?;
+    expect_node(&engine, &args.run, &args.node).await?;
     let mut points = engine.metrics(&args.run, &args.node).await?;
     if let Some(series) = &args.series {
         points.retain(|point| point.name == *series);
@@ -25,11 +26,6 @@ pub(crate) async fn run(args: MetricsArgs, place: Place, printer: Printer) -> Re
         return Ok(ExitStatus::Done);
     }
     if points.is_empty() {
-        // A wrong name gets a suggestion, where there is one.
-        let detail = engine.run_detail(&args.run).await?;
-        if !detail.nodes.iter().any(|node| node.name == args.node || node.entry == args.node) {
-            engine.node_detail(&args.run, &args.node).await?;
-        }
         let series = args.series.map(|name| format!(" `{name}`")).unwrap_or_default();
         return Err(Error::usage(format!("`{}` reported no figures{series}", args.node)));
     }

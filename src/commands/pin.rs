@@ -4,7 +4,7 @@ use engine::Engine;
 use serde_json::json;
 
 use crate::cli::{PinArgs, UnpinArgs};
-use crate::commands::open;
+use crate::commands::{look, open_existing};
 use crate::error::{Error, Result};
 use crate::exit::ExitStatus;
 use crate::human;
@@ -13,8 +13,8 @@ use crate::settings::{self, Place};
 use crate::table::Table;
 
 pub(crate) async fn run(args: PinArgs, place: Place, printer: Printer) -> Result<ExitStatus> {
-    let engine = open(place).await?;
-    let Some(what) = &args.what else { return list(&engine, printer).await };
+    let Some(what) = &args.what else { return list(&look(place).await?, printer).await };
+    let engine = open_existing(place).await?;
     let artifacts = artifacts(&engine, what, &args).await?;
     for (digest, about) in &artifacts {
         engine.pin(digest, about, &settings::operator()).await?;
@@ -80,7 +80,7 @@ async fn list(engine: &Engine, printer: Printer) -> Result<ExitStatus> {
 }
 
 pub(crate) async fn remove(args: UnpinArgs, place: Place, printer: Printer) -> Result<ExitStatus> {
-    let engine = open(place).await?;
+    let engine = open_existing(place).await?;
     let pins = engine.pins().await?;
     let mut meant = pins.iter().filter(|pin| pin.digest.starts_with(&args.digest));
     let pin = match (meant.next(), meant.next()) {

@@ -4,14 +4,14 @@ use engine::run::RunState;
 use serde_json::Value;
 
 use crate::cli::{PipelineArgs, RetryArgs, RunArgs};
-use crate::commands::{self, open};
+use crate::commands::{self, open_existing};
 use crate::error::{Error, Result};
 use crate::exit::ExitStatus;
 use crate::printer::Printer;
 use crate::settings::Place;
 
 pub(crate) async fn run(args: RetryArgs, place: Place, printer: Printer) -> Result<ExitStatus> {
-    let detail = open(place.clone()).await?.run_detail(&args.run).await?;
+    let detail = open_existing(place.clone()).await?.run_detail(&args.run).await?;
     if detail.run.state == RunState::Running {
         let (id, owner) = (&detail.run.id, &detail.run.owner);
         let message = format!("run `{id}` is under way ({owner}) and retries by itself");

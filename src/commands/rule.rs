@@ -4,7 +4,7 @@ use engine::ledger::{Ruling, Verdict};
 use serde_json::json;
 
 use crate::cli::RuleArgs;
-use crate::commands::open;
+use crate::commands::open_existing;
 use crate::error::{Error, Result};
 use crate::exit::ExitStatus;
 use crate::printer::Printer;
@@ -21,7 +21,8 @@ pub(crate) async fn run(
         return Err(Error::usage("the reason is empty")
             .help("say why in a few words: whoever asks `sbp why` later will read it"));
     }
-    let engine = open(place).await?;
+    let flags = place.flags();
+    let engine = open_existing(place).await?;
     let ruling = Ruling { verdict, reason, by: settings::operator() };
     let key = engine.rule(&args.run, &args.node, &ruling).await?;
     if printer.is_json() {
@@ -30,8 +31,10 @@ pub(crate) async fn run(
     }
     printer.data(format!("`{}` is {ruling}\n", args.node))?;
     printer.talk(match verdict {
-        Verdict::Approved => "`sbp retry` goes on from here, as does the run's own command",
-        Verdict::Rejected => "the next run counts it as failed",
+        Verdict::Approved => {
+            format!("`sbp retry{flags}` goes on from here, as does the run's own command")
+        }
+        Verdict::Rejected => "the next run counts it as failed".to_owned(),
     });
     Ok(ExitStatus::Done)
 }

@@ -17,6 +17,11 @@ pub(crate) fn run(printer: Printer) -> Result<ExitStatus> {
 }
 
 pub(crate) fn reference(printer: Printer) -> Result<ExitStatus> {
-    printer.data(spec::reference(&tasks::registry()))?;
+    let text = spec::reference(&tasks::registry());
+    if printer.is_json() {
+        printer.json(&text)?;
+    } else {
+        printer.data(text)?;
+    }
     Ok(ExitStatus::Done)
 }

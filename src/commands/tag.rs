@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use crate::cli::TagArgs;
-use crate::commands::open;
+use crate::commands::{look, open_existing};
 use crate::error::{Error, Result};
 use crate::exit::ExitStatus;
 use crate::human;
@@ -12,9 +12,8 @@ use crate::settings::Place;
 use crate::table::Table;
 
 pub(crate) async fn run(args: TagArgs, place: Place, printer: Printer) -> Result<ExitStatus> {
-    let engine = open(place).await?;
     let Some(name) = args.name else {
-        let tags = engine.tags().await?;
+        let tags = look(place).await?.tags().await?;
         if printer.is_json() {
             printer.json(&tags)?;
         } else if tags.is_empty() {
@@ -28,6 +27,7 @@ pub(crate) async fn run(args: TagArgs, place: Place, printer: Printer) -> Result
         }
         return Ok(ExitStatus::Done);
     };
+    let engine = open_existing(place).await?;
     if args.delete {
         if !engine.untag(&name).await? {
             return Err(Error::usage(format!("no run has the tag `{name}`"))

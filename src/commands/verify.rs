@@ -4,7 +4,7 @@ use engine::digest::Digest;
 use serde_json::json;
 
 use crate::cli::VerifyArgs;
-use crate::commands::look;
+use crate::commands::{look, open_existing};
 use crate::error::{Error, Result};
 use crate::exit::ExitStatus;
 use crate::human;
@@ -12,7 +12,8 @@ use crate::printer::{Printer, state_style};
 use crate::settings::Place;
 
 pub(crate) async fn run(args: VerifyArgs, place: Place, printer: Printer) -> Result<ExitStatus> {
-    let engine = look(place).await?;
+    let flags = place.flags();
+    let engine = if args.mend { open_existing(place).await? } else { look(place).await? };
     let store = engine.store();
     let mut digests = store.artifacts().map_err(|error| Error::storage(&error))?;
     let n_all = digests.len();
@@ -24,6 +25,11 @@ pub(crate) async fn run(args: VerifyArgs, place: Place, printer: Printer) -> Res
         match store.verify(digest) {
             Ok(size_bytes) => n_bytes += size_bytes,
             Err(problem) => damaged.push((digest, problem)),
+        }
+    }
+    if args.mend {
+        for (digest, _) in &damaged {
+            engine.set_aside(digest).await?;
         }
     }
     if printer.is_json() {
@@ -45,9 +51,14 @@ pub(crate) async fn run(args: VerifyArgs, place: Place, printer: Printer) -> Res
         let of = if digests.len() < n_all { format!(" of {n_all}") } else { String::new() };
         printer.talk(format!("{n_whole}{of} artifacts are whole, {}", human::bytes(n_bytes)));
         if !damaged.is_empty() {
-            printer.talk(
-                "the next run that needs a damaged one moves it to quarantine and makes it again",
-            );
+            printer.talk(if args.mend {
+                "they lie in quarantine, and the next run makes them again".to_owned()
+            } else {
+                format!(
+                    "a run makes a damaged one again before anything reads it; \
+                     `sbp verify --mend{flags}` sets it aside now"
+                )
+            });
         }
     }
     Ok(if damaged.is_empty() { ExitStatus::Done } else { ExitStatus::NodeFailed })

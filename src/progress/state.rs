@@ -61,7 +61,8 @@ impl State {
                 return self.end(node, now);
             }
             RunEvent::Skipped { .. } => self.n_skipped += 1,
-            RunEvent::Waiting { .. }
+            RunEvent::ReadsInputs { .. }
+            | RunEvent::Waiting { .. }
             | RunEvent::Stopping { .. }
             | RunEvent::LedgerTrouble { .. } => {}
         }

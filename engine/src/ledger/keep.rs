@@ -358,6 +358,16 @@ impl Engine {
         }
     }
 
+    /// Moves a damaged artifact to quarantine, so that the next run makes it again.
+    ///
+    /// # Errors
+    /// When store or ledger are in trouble.
+    pub async fn set_aside(&self, digest: &Digest) -> Result<(), open::Error> {
+        blocking(|| self.store.quarantine(digest, self.clock.now_us()))?;
+        self.ledger.mark_damaged(self.store.id(), digest).await?;
+        Ok(())
+    }
+
     /// Names a run, so that nothing it refers to is garbage; a name that is taken moves.
     ///
     /// # Errors

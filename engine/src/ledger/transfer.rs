@@ -88,6 +88,13 @@ struct Head {
     sbp_ledger: i64,
 }
 
+/// The last line, without which an export is cut.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Tail {
+    rows: u64,
+}
+
 /// What is wrong with a transfer.
 #[derive(Debug, thiserror::Error)]
 pub enum TransferError {
@@ -101,6 +108,12 @@ pub enum TransferError {
         line: usize,
         /// What is wrong with it.
         problem: String,
+    },
+    /// The export does not end as it should.
+    #[error("the export is cut: it holds {found} rows, and not the last line that counts them")]
+    Cut {
+        /// Rows before the cut.
+        found: u64,
     },
     /// The export has another schema.
     #[error("the export has schema version {found}; this program reads {known}")]
@@ -185,6 +198,8 @@ async fn export(database: &mut Database, out: &mut impl Write) -> Result<u64, Tr
         };
         database.each(table.select, write).await?;
     }
+    let tail = serde_json::to_string(&Tail { rows: n_rows });
+    writeln!(out, "{}", tail.map_err(Error::value)?)?;
     out.flush()?;
     Ok(n_rows)
 }
@@ -202,12 +217,18 @@ async fn import(database: &mut Database, from: &mut impl BufRead) -> Result<u64,
         let found = head.sbp_ledger;
         return Err(TransferError::Schema { found, known: schema::VERSION });
     }
-    let mut n_rows = 0;
+    let (mut n_rows, mut tail) = (0, None);
     let mut pending: Option<(&Table, Vec<Vec<Value>>)> = None;
     for (index, line) in lines.enumerate() {
-        let line_number = index + 2;
+        let (line, line_number) = (line?, index + 2);
+        if tail.is_none() && line.starts_with('{') {
+            let read: Tail =
+                serde_json::from_str(&line).map_err(|error| bad(line_number, error.to_string()))?;
+            tail = Some(read.rows);
+            continue;
+        }
         let (name, row): (String, Vec<Value>) =
-            serde_json::from_str(&line?).map_err(|error| bad(line_number, error.to_string()))?;
+            serde_json::from_str(&line).map_err(|error| bad(line_number, error.to_string()))?;
         let table = TABLES.iter().find(|table| table.name == name);
         let table = table.ok_or_else(|| bad(line_number, format!("there is no table `{name}`")))?;
         n_rows += 1;
@@ -221,6 +242,9 @@ async fn import(database: &mut Database, from: &mut impl BufRead) -> Result<u64,
                 }
             }
         }
+    }
+    if tail != Some(n_rows) {
+        return Err(TransferError::Cut { found: n_rows });
     }
     if let Some(rest) = pending {
         insert(database, rest).await?;

@@ -11,6 +11,7 @@ use crate::external::{self, Resolved, StatCache};
 use crate::graph::{Node, Pipeline};
 use crate::key::{Components, InputPart, NodeKey, is_labelled};
 use crate::ledger::{KeyState, KeyStatus, LastAttempt, Ledger, Ruling};
+use crate::run::{Observer, RunEvent};
 use crate::store::{Damage, Manifest, Store};
 
 /// Digests of a finished node's artifacts by port.
@@ -62,6 +63,8 @@ pub(crate) struct Resolver<'a> {
     /// Nodes whose external files are not there, and which; only while looking.
     pub(crate) without_files: BTreeMap<usize, String>,
     stats: BTreeMap<String, StatCache>,
+    /// Artifacts that were read in full and are what was published.
+    whole: BTreeSet<Digest>,
 }
 
 impl<'a> Resolver<'a> {
@@ -84,6 +87,7 @@ impl<'a> Resolver<'a> {
             externals: BTreeMap::new(),
             without_files: BTreeMap::new(),
             stats: BTreeMap::new(),
+            whole: BTreeSet::new(),
         }
     }
 
@@ -293,6 +297,9 @@ impl<'a> Resolver<'a> {
         for port in self.pipeline.nodes[index].task.outputs() {
             let port = port.name.to_owned();
             let Some(digest) = outputs.get(&port) else { return Some(Reason::NotInStore { port }) };
+            if let Some(Err(problem)) = self.health.get(digest) {
+                return Some(Reason::Damaged { port, problem: problem.clone() });
+            }
             let Some(manifest) = self.manifests.get(digest) else {
                 return Some(Reason::NotInStore { port });
             };
@@ -305,6 +312,48 @@ impl<'a> Resolver<'a> {
             }
         }
         None
+    }
+
+    /// Reads in full what nodes that may run are given, since sizes and times tell nothing of a disk
+    /// that loses bits. Moves the damaged ones away; gives whether there were none.
+    pub(crate) async fn inputs_are_whole(
+        &mut self,
+        covered: &[bool],
+        results: &[Option<NodeResult>],
+        observer: &dyn Observer,
+    ) -> Result<bool, Error> {
+        let cached = |index: usize| match &results[index].as_ref()?.verdict {
+            Verdict::Cached(outputs) => Some(outputs),
+            Verdict::Missing { .. } | Verdict::Running { .. } => None,
+        };
+        let mut given = BTreeMap::new();
+        for (index, node) in self.pipeline.nodes.iter().enumerate() {
+            if !covered[index] || cached(index).is_some() {
+                continue;
+            }
+            for source in node.inputs.values().flatten() {
+                let Some(outputs) = cached(source.node) else { continue };
+                let Some(digest) = outputs.get(&source.port) else { continue };
+                if !self.whole.contains(digest) {
+                    given.insert(*digest, outputs);
+                }
+            }
+        }
+        if given.is_empty() {
+            return Ok(true);
+        }
+        let sizes = given.keys().filter_map(|digest| self.manifests.get(digest));
+        let size_bytes = sizes.map(Manifest::size_bytes).sum();
+        observer.observe(&RunEvent::ReadsInputs { n_artifacts: given.len(), size_bytes });
+        let (store, digests) = (self.store.clone(), given.keys().copied().collect::<Vec<_>>());
+        let read = tokio::task::spawn_blocking(move || store.verify_all(&digests));
+        let problems = read.await.expect("reading files does not panic");
+        self.whole.extend(given.keys().filter(|digest| !problems.contains_key(*digest)));
+        for (digest, problem) in &problems {
+            self.health.insert(*digest, Err(problem.clone()));
+            self.quarantine(given[digest]).await?;
+        }
+        Ok(problems.is_empty())
     }
 
     /// Moves the damaged ones among `outputs` away.

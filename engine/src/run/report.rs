@@ -204,6 +204,13 @@ pub enum RunEvent {
         /// Nodes whose results are there.
         n_cached: usize,
     },
+    /// What nodes that may run are given is read in full, before anything runs.
+    ReadsInputs {
+        /// Artifacts.
+        n_artifacts: usize,
+        /// Their size in bytes.
+        size_bytes: u64,
+    },
     /// A node's result is there.
     Cached {
         /// The node.

@@ -235,8 +235,8 @@ fn wrong_inputs_and_params_are_errors_with_advice() {
         let failure = world.bench("wrong").run::<Pretrain>(&params).unwrap_err();
         assert!(failure.message.contains(message), "{}", failure.message);
     };
-    check(|p| p["context"] = json!(0), "context");
-    check(|p| p["context"] = json!(1 << 23), "context");
+    check(|p| p["context"] = json!(0), "0 is not within 1..=");
+    check(|p| p["context"] = json!(1 << 23), "8388608 is not within 1..=");
     check(|p| p["batch_tokens"] = json!(33), "33 is not a positive multiple of the context, 8");
     check(|p| p["batch_documents"] = json!(2), "exactly one of");
     check(|p| p["lr_peak"] = json!(0.0), "0 is not a number above 0");

@@ -183,6 +183,27 @@ async fn damage_is_quarantined_and_the_node_runs_again() {
 }
 
 #[tokio::test]
+async fn lost_bits_are_found_before_a_node_reads_them() {
+    let mut bench = Bench::new();
+    bench.node("a", &[], json!({"text": "precious"}));
+    bench.node("b", &["a"], json!({"keep_inputs": true}));
+    let first = bench.run().await;
+    let path = first.outputs["a"]["out"].path.join("text");
+    let modified = fs::metadata(&path).unwrap().modified().unwrap();
+    fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o644)).unwrap();
+    fs::write(&path, "pr3cious").unwrap();
+    fs::File::open(&path).unwrap().set_modified(modified).unwrap();
+    // Nobody reads it.
+    assert_eq!(counts(&bench.run().await), [0, 2, 0, 0]);
+    bench.set("b", "text", json!("and b"));
+    let second = bench.run().await;
+    assert_eq!((second.state, counts(&second)), (RunState::Done, [2, 0, 0, 0]));
+    assert_eq!(text_of(&second, "b"), "and bprecious");
+    let detail = bench.engine().await.run_detail("last").await.unwrap();
+    assert!(matches!(&detail.nodes[0].reason, Some(Reason::Damaged { .. })), "{detail:?}");
+}
+
+#[tokio::test]
 async fn external_files_count_by_relative_path_and_content() {
     let mut bench = Bench::new();
     let corpus = bench.dir.path().join("corpus");
