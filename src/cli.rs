@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub(crate) use bench::{
-    BenchArgs, BenchCommand, BpeArgs, DedupArgs, Executor, GpuArgs, GpuPart, LmBenchArgs, OrchArgs,
+    BenchArgs, BenchCommand, BpeArgs, DedupArgs, GpuArgs, GpuPart, LmBenchArgs, OrchArgs,
     OrchRunArgs, PairArgs,
 };
 pub(crate) use lm::{
@@ -123,6 +123,9 @@ pub(crate) enum Command {
     Lm(LmArgs),
     /// Measure this machine; one line of JSON with `--json`
     Bench(BenchArgs),
+    /// Serve one attempt of a run that starts attempts as processes
+    #[command(hide = true)]
+    Attempt(AttemptArgs),
     /// Print a completion script
     Completions {
         /// The shell to complete for
@@ -156,6 +159,8 @@ pub(crate) struct RunArgs {
     pub(crate) fail_fast: bool,
     #[command(flatten)]
     pub(crate) share: Share,
+    #[command(flatten)]
+    pub(crate) work: WorkArgs,
 }
 
 /// What the running nodes may share; nodes ask for parts of it under `resources`.
@@ -174,6 +179,35 @@ pub(crate) struct Share {
     /// Units of a pool of the pipeline's own, such as disk=2; may be given again
     #[arg(long, value_name = "NAME=N", value_parser = pool)]
     pub(crate) pool: Vec<(String, u32)>,
+}
+
+/// How attempts run.
+#[derive(Args, Clone, Copy, Debug)]
+pub(crate) struct WorkArgs {
+    /// How attempts run at nodes that do not say it
+    #[arg(long, value_name = "KIND", env = "SBP_EXECUTOR")]
+    pub(crate) executor: Option<Executor>,
+    /// How long this process may stand still before other runs on the ledger take its nodes over
+    #[arg(long, value_name = "SECONDS", env = "SBP_LEASE", default_value = "60")]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=86_400))]
+    pub(crate) lease: u32,
+}
+
+/// How attempts run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Executor {
+    /// On a thread of the run's process.
+    #[default]
+    Inline,
+    /// In a process of their own, whose crash is not that of the run.
+    Process,
+}
+
+/// `sbp attempt`.
+#[derive(Args, Debug)]
+pub(crate) struct AttemptArgs {
+    /// The node, for the list of processes; what to do is said by the run
+    pub(crate) node: Option<String>,
 }
 
 /// `sbp status`.

@@ -23,10 +23,15 @@ use state::{Running, State};
 /// Pause between two plain lines about the same node.
 const LINE_EVERY: Duration = Duration::from_secs(5);
 const NAME_MAX: usize = 32;
+/// Where nobody reads what is told, reports beyond so many events are left out.
+const HEARD_MAX: usize = 100_000;
 
-/// Tells how a run goes on.
+/// Tells how a run goes on. The run's loop only hands its events in, since what is on the other side
+/// of stderr may not be read for hours.
 pub(crate) struct Progress {
     began: Instant,
+    /// Events that are still to be shown, and when they came.
+    heard: Mutex<Vec<(Duration, RunEvent)>>,
     screen: Mutex<Screen>,
 }
 
@@ -41,12 +46,15 @@ impl Progress {
             Face::Lines(printer)
         };
         let name_width = pipeline.nodes.iter().map(|node| measure_text_width(&node.name)).max();
-        let name_width = name_width.unwrap_or(0).min(NAME_MAX);
-        let screen = Mutex::new(Screen { state: State::default(), face, name_width });
-        Self { began: Instant::now(), screen }
+        Self::with_face(face, name_width.unwrap_or(0).min(NAME_MAX))
     }
 
-    /// Time passed: bars are drawn again, and lines are due.
+    fn with_face(face: Face, name_width: usize) -> Self {
+        let screen = Mutex::new(Screen { state: State::default(), face, name_width });
+        Self { began: Instant::now(), heard: Mutex::default(), screen }
+    }
+
+    /// Time passed: what came in is shown, bars are drawn again, and lines are due.
     pub(crate) fn tick(&self) {
         let now = self.began.elapsed();
         self.with_screen(|screen| screen.tick(now));
@@ -66,16 +74,25 @@ impl Progress {
         self.began.elapsed()
     }
 
+    /// Shows what came in and then acts.
     fn with_screen(&self, act: impl FnOnce(&mut Screen)) {
         // What is shown may be stale after a panic elsewhere, and nothing depends on it.
-        act(&mut self.screen.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut screen = self.screen.lock().unwrap_or_else(PoisonError::into_inner);
+        let heard = std::mem::take(&mut *self.heard.lock().unwrap_or_else(PoisonError::into_inner));
+        for (now, event) in heard {
+            screen.observe(&event, now);
+        }
+        act(&mut screen);
     }
 }
 
 impl Observer for Progress {
     fn observe(&self, event: &RunEvent) {
         let now = self.began.elapsed();
-        self.with_screen(|screen| screen.observe(event, now));
+        let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        if heard.len() < HEARD_MAX || !matches!(event, RunEvent::Reported { .. }) {
+            heard.push((now, event.clone()));
+        }
     }
 }
 
@@ -279,6 +296,24 @@ mod tests {
            0:05  tune         8%  50.0k of 600k tokens  10.0k tokens/s  eta 0:55
            0:10  tune        16%  100k of 600k tokens  10.0k tokens/s  eta 0:50
         ");
+    }
+
+    #[test]
+    fn a_screen_that_stands_still_holds_nothing_up() {
+        let face = Face::Off(Printer::new(printer::Format::Text, true));
+        let progress = Progress::with_face(face, 4);
+        let screen = progress.screen.lock().unwrap();
+        let report = Report::Progress { done: 1, total: 2, unit: "steps".to_owned() };
+        for _ in 0..HEARD_MAX + 10 {
+            let node = "tune".to_owned();
+            progress.observe(&RunEvent::Reported { node, report: report.clone() });
+        }
+        progress.observe(&RunEvent::Started { node: "tune".to_owned(), attempt: 1, reason: None });
+        drop(screen);
+        assert_eq!(progress.heard.lock().unwrap().len(), HEARD_MAX + 1);
+        progress.tick();
+        assert!(progress.heard.lock().unwrap().is_empty());
+        assert!(progress.screen.lock().unwrap().state.running.contains_key("tune"));
     }
 
     #[test]

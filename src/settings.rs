@@ -9,7 +9,7 @@ use console::Term;
 use engine::plan::Targets;
 use engine::run::Options;
 
-use crate::cli::{ColorChoice, Global, PipelineArgs, Share};
+use crate::cli::{ColorChoice, Executor, Global, PipelineArgs, Share};
 use crate::printer::{Format, Printer};
 
 /// Where runs are kept.
@@ -57,6 +57,15 @@ impl Place {
             _ => {}
         }
         flags
+    }
+}
+
+impl From<Executor> for engine::executor::Executor {
+    fn from(executor: Executor) -> Self {
+        match executor {
+            Executor::Inline => Self::Inline,
+            Executor::Process => Self::Process,
+        }
     }
 }
 

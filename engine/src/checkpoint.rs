@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::digest::Digest;
 
 const MANIFEST: &str = "manifest.json";
+/// With the epoch of the attempt that writes it after a `-`.
 const PARTIAL: &str = "partial";
 const OWN: &str = "own";
 const JOURNAL: &str = "journal";
@@ -62,16 +63,31 @@ struct ManifestFile {
     size_bytes: u64,
 }
 
-/// The checkpoints of one node key.
+/// The checkpoints of one node key, as one attempt sees them.
+///
+/// An attempt that lost its lease without knowing, because its machine stood still, may go on
+/// writing beside the one that took over. So each writes under a name of its own, and removes only
+/// what is older than what it has just saved.
 #[derive(Clone, Debug)]
 pub struct CheckpointStore {
     dir: PathBuf,
+    epoch: i64,
 }
 
 impl CheckpointStore {
     /// Checkpoints in `dir`, which need not exist yet.
     pub fn new(dir: PathBuf) -> Self {
-        Self { dir }
+        Self { dir, epoch: 0 }
+    }
+
+    /// The same checkpoints for the attempt with this epoch.
+    #[must_use]
+    pub(crate) fn for_attempt(self, epoch: i64) -> Self {
+        Self { epoch, ..self }
+    }
+
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
     }
 
     /// The newest checkpoint whose files match its manifest.
@@ -94,8 +110,8 @@ impl CheckpointStore {
     /// # Errors
     /// When writing fails; the previous checkpoint then still stands.
     pub fn save(&self, step: u64, write: impl FnOnce(&Path) -> io::Result<()>) -> io::Result<()> {
-        let partial = self.dir.join(PARTIAL);
-        remove_dir(&partial)?;
+        self.remove_partial()?;
+        let partial = self.dir.join(format!("{PARTIAL}-{}", self.epoch));
         fs::create_dir_all(&partial)?;
         write(&partial)?;
         seal(&partial)?;
@@ -103,7 +119,7 @@ impl CheckpointStore {
         remove_dir(&target)?;
         fs::rename(&partial, &target)?;
         File::open(&self.dir)?.sync_all()?;
-        for older in self.steps()?.into_iter().filter(|&older| older != step) {
+        for older in self.steps()?.into_iter().filter(|&older| older < step) {
             remove_dir(&self.step_dir(older))?;
         }
         Ok(())
@@ -154,25 +170,43 @@ impl CheckpointStore {
         remove_dir(&self.dir)
     }
 
+    /// Removes what this attempt and those before it left half written.
+    fn remove_partial(&self) -> io::Result<()> {
+        for (name, epoch) in self.numbered(PARTIAL)? {
+            if epoch <= self.epoch {
+                remove_dir(&self.dir.join(name))?;
+            }
+        }
+        Ok(())
+    }
+
     fn step_dir(&self, step: u64) -> PathBuf {
         self.dir.join(format!("step-{step:012}"))
     }
 
     fn steps(&self) -> io::Result<Vec<u64>> {
+        let steps = self.numbered("step")?.into_iter();
+        let mut steps: Vec<u64> = steps.filter_map(|(_, step)| u64::try_from(step).ok()).collect();
+        steps.sort_unstable();
+        Ok(steps)
+    }
+
+    /// Entries whose name is `prefix`, a `-` and a number.
+    fn numbered(&self, prefix: &str) -> io::Result<Vec<(String, i64)>> {
         let entries = match fs::read_dir(&self.dir) {
             Ok(entries) => entries,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             Err(error) => return Err(error),
         };
-        let mut steps = Vec::new();
+        let mut found = Vec::new();
         for entry in entries {
-            let name = entry?.file_name();
-            let step: Option<u64> =
-                name.to_str().and_then(|name| name.strip_prefix("step-")?.parse().ok());
-            steps.extend(step);
+            let Ok(name) = entry?.file_name().into_string() else { continue };
+            let number = name.strip_prefix(prefix).and_then(|rest| rest.strip_prefix('-'));
+            if let Some(number) = number.and_then(|number| number.parse().ok()) {
+                found.push((name, number));
+            }
         }
-        steps.sort_unstable();
-        Ok(steps)
+        Ok(found)
     }
 }
 
@@ -244,6 +278,39 @@ mod tests {
         });
         assert!(failed.is_err());
         assert_eq!(store.latest().unwrap().unwrap().step, 1);
+    }
+
+    #[test]
+    fn an_attempt_that_lost_its_lease_spoils_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = CheckpointStore::new(dir.path().join("key"));
+        let [old, new] = [3, 4].map(|epoch| store.clone().for_attempt(epoch));
+        old.save(1, |dir| fs::write(dir.join("state"), b"one")).unwrap();
+        // The old attempt stands still in the middle of a save, and goes on after the new one took
+        // over, went further, and is in the middle of a save itself.
+        old.save(2, |of_old| {
+            new.save(2, |dir| fs::write(dir.join("state"), b"two"))?;
+            new.save(3, |of_new| {
+                fs::write(of_new.join("state"), b"three")?;
+                assert_ne!(of_old, of_new);
+                fs::create_dir_all(of_old)?;
+                fs::write(of_old.join("state"), b"two")?;
+                old.remove_partial()?;
+                assert!(of_new.exists(), "the old attempt removed what the new one writes");
+                Ok(())
+            })?;
+            fs::create_dir_all(of_old)?;
+            fs::write(of_old.join("state"), b"two")
+        })
+        .unwrap();
+        let latest = store.latest().unwrap().unwrap();
+        assert_eq!(
+            (latest.step, fs::read(latest.dir.join("state")).unwrap()),
+            (3, b"three".to_vec())
+        );
+        // The next save leaves nothing behind.
+        new.save(4, |dir| fs::write(dir.join("state"), b"four")).unwrap();
+        assert_eq!(fs::read_dir(store.dir()).unwrap().count(), 1);
     }
 
     #[test]

@@ -5,16 +5,17 @@
 //! lists. It may print `::sbp progress 3/10`, `::sbp metric loss=1.2 step=7`, `::sbp result n=3` and
 //! `::sbp warn TEXT`; every other line goes to the node's log. Exit code 75 asks for another try.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::AtomicBool;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use crate::process::{Ended, GRACE, Program, Stream};
+use crate::process::{Ended, GRACE, LastLines, Limits, Program, Stream};
 use crate::task::{
     Arity, Context, Determinism, Failure, Inputs, Outputs, OwnPort, ParamError, Port, Task,
 };
@@ -23,8 +24,6 @@ use crate::task::{
 pub(crate) const ATTEMPT: &str = "SBP_ATTEMPT_DIR";
 /// `EX_TEMPFAIL` of `sysexits.h`.
 const TRY_AGAIN: i32 = 75;
-/// Lines of a program that a failure repeats.
-const LAST_LINES: usize = 5;
 
 /// Runs a program.
 pub struct Exec;
@@ -106,6 +105,7 @@ impl Task for Exec {
                 check_port(param, port, kind)?;
             }
         }
+        check_placeholders(params)?;
         for name in params.env.keys().chain(&params.pass_env) {
             if name.is_empty() || name.starts_with("SBP_") || name.contains(['=', '\0']) {
                 let message = format!("`{name}` cannot be the name of a program's variable");
@@ -134,8 +134,10 @@ impl Task for Exec {
             ctx.warn(format!("the memory of `{shown}` is not limited: {error}"));
         }
         let mut heard = Heard::default();
+        let is_done = AtomicBool::new(false);
+        let limits = Limits { cancel: ctx.cancel_token(), grace: GRACE, is_done: &is_done };
         let ended = program
-            .wait(ctx.cancel_token(), GRACE, |stream, line| heard.line(ctx, stream, line))
+            .wait(&limits, Program::terminate, |stream, line| heard.line(ctx, stream, line))
             .map_err(|error| Failure::io(format!("cannot wait for `{shown}`"), &error))?;
         ctx.check_cancelled()?;
         if !ended.is_success() {
@@ -169,6 +171,20 @@ fn check_port(param: &str, port: &str, kind: &str) -> Result<(), ParamError> {
         let message = format!("`{port}: {kind}` is no port");
         return Err(ParamError::new(param, message)
             .help("names and kinds are letters, digits and `_`; `?` and `*` are for inputs"));
+    }
+    Ok(())
+}
+
+/// A port that may hold none or several artifacts has no one path.
+fn check_placeholders(params: &Params) -> Result<(), ParamError> {
+    for (port, kind) in &params.inputs {
+        let placeholder = format!("{{in.{port}}}");
+        let is_used = params.command.iter().any(|text| text.contains(&placeholder));
+        if is_used && !params.shell && own_port(port, kind).arity != Arity::One {
+            let message = format!("`{placeholder}` has no one path: the port is `{kind}`");
+            return Err(ParamError::new("command", message)
+                .help("the JSON file that `SBP_TASK` names lists the folders of every port"));
+        }
     }
     Ok(())
 }
@@ -274,7 +290,7 @@ fn variable(kind: &str, name: &str) -> String {
 #[derive(Default)]
 struct Heard {
     outputs: Outputs,
-    last: VecDeque<String>,
+    last: LastLines,
 }
 
 impl Heard {
@@ -287,10 +303,7 @@ impl Heard {
             }
             return;
         }
-        if self.last.len() == LAST_LINES {
-            self.last.pop_front();
-        }
-        self.last.push_back(line.to_owned());
+        self.last.push(line);
         ctx.info(line);
     }
 
@@ -330,28 +343,11 @@ impl Heard {
     }
 
     fn failure(&self, shown: &str, ended: Ended, limit: Option<u64>) -> Failure {
-        let mut message = format!("`{shown}` {ended}");
-        if !self.last.is_empty() {
-            let lines: Vec<&str> = self.last.iter().map(String::as_str).collect();
-            message = format!("{message}; its last lines: {}", lines.join(" | "));
-        }
+        let message = self.last.after(format!("`{shown}` {ended}"));
         if ended.code == Some(TRY_AGAIN) {
             return Failure::transient(message);
         }
-        let failure = Failure::permanent(message);
-        let peak_mib = ended.peak_memory_bytes >> 20;
-        match (ended.signal, limit) {
-            (Some(libc::SIGKILL | libc::SIGABRT | libc::SIGSEGV), Some(limit)) => {
-                failure.help(format!(
-                    "it used up to {peak_mib} MiB and may have {} MiB; raise `mem`",
-                    limit >> 20
-                ))
-            }
-            (Some(libc::SIGKILL), None) => failure.help(format!(
-                "the system kills programs when memory runs out; it used up to {peak_mib} MiB"
-            )),
-            _ => failure,
-        }
+        ended.advise(Failure::permanent(message), limit)
     }
 }
 

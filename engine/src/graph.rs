@@ -13,6 +13,7 @@ use indexmap::IndexMap;
 use serde::Serialize;
 use serde_json::Value;
 
+use crate::executor::Executor;
 use crate::task::{AnyTask, Facts};
 
 /// A checked and expanded pipeline.
@@ -49,6 +50,8 @@ pub struct Node {
     pub external: Vec<String>,
     /// What it needs to run.
     pub resources: Resources,
+    /// How its attempts run; `None` leaves that to the run.
+    pub executor: Option<Executor>,
     /// When and how often to try again.
     pub retry: Retry,
     /// Longest time an attempt may take.

@@ -280,6 +280,7 @@ fn meant_nodes(wanted: &str, nodes: &[RunNodeRow]) -> Option<String> {
 pub(crate) struct Ledger {
     /// The only connection: one writer, which also reads.
     database: Mutex<Database>,
+    location: Location,
     clock: Clock,
     read_only: Option<ReadOnly>,
 }
@@ -310,7 +311,15 @@ impl Ledger {
     async fn connect(location: &Location, clock: &Clock) -> Result<Self, Error> {
         let mut database = Database::connect(location).await?;
         schema::migrate(&mut database, clock.now_us()).await?;
-        Ok(Self { database: Mutex::new(database), clock: clock.clone(), read_only: None })
+        let (database, location) = (Mutex::new(database), location.clone());
+        Ok(Self { database, location, clock: clock.clone(), read_only: None })
+    }
+
+    /// A second connection to the same ledger.
+    pub(crate) async fn again(&self) -> Result<Self, Error> {
+        let location = self.location.clone();
+        let database = Mutex::new(Database::connect(&location).await?);
+        Ok(Self { database, location, clock: self.clock.clone(), read_only: None })
     }
 
     /// Opens the ledger for questions. A missing `SQLite` file is an empty ledger, and one that
@@ -335,7 +344,8 @@ impl Ledger {
         let (mut database, copy) = Database::connect_read_only(path, location).await?;
         schema::refuse_other(&mut database, location).await?;
         let read_only = Some(ReadOnly { _copy: copy });
-        Ok(Self { database: Mutex::new(database), clock: clock.clone(), read_only })
+        let (database, location) = (Mutex::new(database), location.clone());
+        Ok(Self { database, location, clock: clock.clone(), read_only })
     }
 
     /// Whether nothing can be written to it.

@@ -10,6 +10,7 @@ pub mod clock;
 pub mod cost;
 pub mod digest;
 pub mod exec;
+pub mod executor;
 pub mod external;
 pub mod graph;
 mod item;

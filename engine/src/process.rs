@@ -1,11 +1,14 @@
 //! Programs as children: in a process group of their own, which ends with them, with the attempt
 //! that started them, or with this process.
 
+use std::collections::VecDeque;
 use std::fmt;
+use std::fs;
 use std::io::{self, Read};
 use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -14,10 +17,16 @@ use rustix::process::{
     Pid, PidfdFlags, Resource, Rlimit, Signal, kill_process_group, pidfd_open, prlimit,
 };
 
-use crate::task::CancelToken;
+use crate::task::{CancelToken, Failure};
 
 /// How long a program may take to end after it was asked to.
 pub(crate) const GRACE: Duration = Duration::from_secs(10);
+/// How long a program may take to end once nothing more is expected of it.
+const DONE_GRACE: Duration = Duration::from_secs(5);
+/// Lines of a program that a failure repeats.
+const LAST_LINES: usize = 5;
+/// Makes the system, when memory runs out, choose the program and not the run that started it.
+const OOM_SCORE: &str = "500";
 /// How soon a stop is seen.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// A longer line is cut.
@@ -37,6 +46,29 @@ pub(crate) struct Ended {
 impl Ended {
     pub(crate) fn is_success(self) -> bool {
         self.code == Some(0)
+    }
+
+    /// Whether somebody else ended it: an operator, or the system when memory ran out. The same
+    /// work may succeed at another time.
+    pub(crate) fn is_from_outside(self) -> bool {
+        matches!(self.signal, Some(libc::SIGKILL | libc::SIGTERM | libc::SIGHUP | libc::SIGINT))
+    }
+
+    /// Adds what may help against this end, for a program that may use `limit` bytes.
+    pub(crate) fn advise(self, failure: Failure, limit: Option<u64>) -> Failure {
+        let peak_mib = self.peak_memory_bytes >> 20;
+        match (self.signal, limit) {
+            (Some(libc::SIGKILL | libc::SIGABRT | libc::SIGSEGV), Some(limit)) => {
+                failure.help(format!(
+                    "it used up to {peak_mib} MiB and may have {} MiB; raise `mem`",
+                    limit >> 20
+                ))
+            }
+            (Some(libc::SIGKILL), None) => failure.help(format!(
+                "the system kills programs when memory runs out; it used up to {peak_mib} MiB"
+            )),
+            _ => failure,
+        }
     }
 }
 
@@ -81,6 +113,38 @@ pub(crate) enum Stream {
     Err,
 }
 
+/// The last lines that a program or a task said.
+#[derive(Default)]
+pub(crate) struct LastLines(VecDeque<String>);
+
+impl LastLines {
+    pub(crate) fn push(&mut self, line: &str) {
+        if self.0.len() == LAST_LINES {
+            self.0.pop_front();
+        }
+        self.0.push_back(line.to_owned());
+    }
+
+    /// Ends a message with them, when there are any.
+    pub(crate) fn after(&self, message: String) -> String {
+        if self.0.is_empty() {
+            return message;
+        }
+        let lines: Vec<&str> = self.0.iter().map(String::as_str).collect();
+        format!("{message}; its last lines: {}", lines.join(" | "))
+    }
+}
+
+/// When a program that runs must end.
+pub(crate) struct Limits<'a> {
+    /// Ends it politely when cancelled, at once when the attempt is given up.
+    pub(crate) cancel: &'a CancelToken,
+    /// From the polite request to the kill.
+    pub(crate) grace: Duration,
+    /// Whether nothing more is expected of it than to end.
+    pub(crate) is_done: &'a AtomicBool,
+}
+
 /// A program in a process group of its own.
 pub(crate) struct Program {
     child: Child,
@@ -107,6 +171,8 @@ impl Program {
         unsafe { command.pre_exec(die_with_parent) };
         let child = command.spawn()?;
         let group = Pid::from_child(&child);
+        // Where the system does not let us, its own choice stands.
+        let _ = fs::write(format!("/proc/{}/oom_score_adj", child.id()), OOM_SCORE);
         Ok(Self { child, group, is_reaped: false })
     }
 
@@ -122,28 +188,33 @@ impl Program {
         Ok(())
     }
 
-    /// Gives each line to `line` until the program has ended. When `cancel` is set its whole group
-    /// is asked to end, and killed after `grace`. Whatever the program left running is killed.
+    /// Asks the whole group to end.
+    pub(crate) fn terminate(&self) {
+        self.kill(Signal::TERM);
+    }
+
+    /// Gives each line to `line` until the program has ended. When it is cancelled, `ask` is called
+    /// once, and its whole group is killed after the grace. Whatever the program left running is
+    /// killed.
     pub(crate) fn wait(
         mut self,
-        cancel: &CancelToken,
-        grace: Duration,
+        limits: &Limits<'_>,
+        ask: impl Fn(&Self),
         mut line: impl FnMut(Stream, &str),
     ) -> io::Result<Ended> {
         let mut out = Lines::new(self.child.stdout.take());
         let mut err = Lines::new(self.child.stderr.take());
         let exit = pidfd_open(self.group, PidfdFlags::empty())?;
-        let mut asked: Option<Instant> = None;
+        let mut last_moment: Option<Instant> = None;
         loop {
-            if cancel.is_cancelled() {
-                match asked {
-                    None => {
-                        asked = Some(Instant::now());
-                        self.kill(Signal::TERM);
-                    }
-                    Some(since) if since.elapsed() >= grace => self.kill(Signal::KILL),
-                    Some(_) => {}
-                }
+            if last_moment.is_none() && limits.is_done.load(Ordering::Acquire) {
+                last_moment = Some(Instant::now() + DONE_GRACE);
+            } else if last_moment.is_none() && limits.cancel.is_cancelled() {
+                last_moment = Some(Instant::now() + limits.grace);
+                ask(&self);
+            }
+            if limits.cancel.is_abandoned() || last_moment.is_some_and(|at| Instant::now() >= at) {
+                self.kill(Signal::KILL);
             }
             let (out_ready, err_ready, ended) = ready(&out, &err, Some(&exit), LOOK_EVERY)?;
             if out_ready {
@@ -290,7 +361,7 @@ impl<S: Read> Lines<S> {
 /// Kills whatever still runs for the attempts whose work folders these are: what they left behind
 /// when their own process was killed. They are known by the folder in their environment.
 pub(crate) fn kill_leftovers(variable: &str, dirs: &[std::path::PathBuf]) {
-    let Ok(entries) = std::fs::read_dir("/proc") else { return };
+    let Ok(entries) = fs::read_dir("/proc") else { return };
     let wanted: Vec<Vec<u8>> = dirs
         .iter()
         .map(|dir| [variable.as_bytes(), b"=", dir.as_os_str().as_encoded_bytes()].concat())
@@ -301,7 +372,7 @@ pub(crate) fn kill_leftovers(variable: &str, dirs: &[std::path::PathBuf]) {
         else {
             continue;
         };
-        let Ok(environment) = std::fs::read(entry.path().join("environ")) else { continue };
+        let Ok(environment) = fs::read(entry.path().join("environ")) else { continue };
         let is_ours = |entry: &[u8]| wanted.iter().any(|wanted| entry == wanted.as_slice());
         if environment.split(|byte| *byte == 0).any(is_ours) {
             // It may end by itself at this moment.
@@ -314,13 +385,25 @@ pub(crate) fn kill_leftovers(variable: &str, dirs: &[std::path::PathBuf]) {
 mod tests {
     use super::*;
 
+    static NOT_DONE: AtomicBool = AtomicBool::new(false);
+
+    fn wait(
+        program: Program,
+        cancel: &CancelToken,
+        grace: Duration,
+        hear: impl FnMut(Stream, &str),
+    ) -> Ended {
+        let limits = Limits { cancel, grace, is_done: &NOT_DONE };
+        program.wait(&limits, Program::terminate, hear).unwrap()
+    }
+
     fn run(script: &str) -> (Ended, Vec<String>) {
         let mut command = Command::new("/bin/sh");
         command.args(["-c", script]).stdin(Stdio::null());
         let mut lines = Vec::new();
         let program = Program::start(command).unwrap();
         let hear = |_, line: &str| lines.push(line.to_owned());
-        let ended = program.wait(&CancelToken::default(), GRACE, hear).unwrap();
+        let ended = wait(program, &CancelToken::default(), GRACE, hear);
         (ended, lines)
     }
 
@@ -349,10 +432,10 @@ mod tests {
             cancel.cancel();
         };
         let grace = Duration::from_millis(300);
-        let ended = Program::start(command).unwrap().wait(&cancel, grace, hear).unwrap();
+        let ended = wait(Program::start(command).unwrap(), &cancel, grace, hear);
         assert_eq!(ended.signal, Some(libc::SIGKILL));
         let is_alive = |pid: &str| {
-            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
             !stat.is_empty() && !stat.contains(") Z ")
         };
         assert!(lines.iter().all(|pid| !is_alive(pid)), "{lines:?}");
@@ -373,7 +456,7 @@ mod tests {
         let mut program = Program::start(command).unwrap();
         program.limit_memory(200 << 20).unwrap();
         drop(program.take_stdin());
-        let ended = program.wait(&CancelToken::default(), GRACE, |_, _| {}).unwrap();
+        let ended = wait(program, &CancelToken::default(), GRACE, |_, _| {});
         assert!(!ended.is_success(), "{ended}");
     }
 }

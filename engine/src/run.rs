@@ -7,6 +7,7 @@
 mod attempt;
 mod driver;
 mod flight;
+mod heart;
 mod report;
 #[cfg(test)]
 mod tests;
@@ -21,6 +22,7 @@ use crate::plan::{Mode, NodeResult, Reason, Resolver, Verdict, blocking};
 use crate::schedule::Amounts;
 use driver::Driver;
 
+pub(crate) use driver::peak_memory_bytes;
 pub use report::{
     Counts, NodeFailure, NodeState, Observer, Options, RunEvent, RunState, RunSummary, Silent, Stop,
 };

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
 
+use super::{AttemptArgs, Executor, WorkArgs};
+
 /// `sbp bench`.
 #[derive(Args, Debug)]
 pub(crate) struct BenchArgs {
@@ -29,6 +31,9 @@ pub(crate) enum BenchCommand {
     /// Run a pipeline of bench tasks once; what `orch` measures
     #[command(hide = true)]
     OrchRun(OrchRunArgs),
+    /// Serve one attempt of such a run
+    #[command(hide = true)]
+    OrchAttempt(AttemptArgs),
 }
 
 /// `sbp bench gpu`.
@@ -94,15 +99,6 @@ pub(crate) struct LmBenchArgs {
     pub(crate) threads: Option<u32>,
 }
 
-/// How attempts run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Executor {
-    /// On a thread of this process.
-    Inline,
-    /// In a process of their own.
-    Process,
-}
-
 /// `sbp bench orch-run`.
 #[derive(Args, Debug)]
 pub(crate) struct OrchRunArgs {
@@ -111,6 +107,8 @@ pub(crate) struct OrchRunArgs {
     /// Attempts at a time
     #[arg(long, short = 'j', value_name = "N", default_value = "2")]
     pub(crate) cpu: u32,
+    #[command(flatten)]
+    pub(crate) work: WorkArgs,
 }
 
 /// `sbp bench pair`.

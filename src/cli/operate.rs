@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use super::Share;
+use super::{Share, WorkArgs};
 
 /// `sbp approve` and `sbp reject`.
 #[derive(Args, Debug)]
@@ -38,6 +38,8 @@ pub(crate) struct RetryArgs {
     pub(crate) run: String,
     #[command(flatten)]
     pub(crate) share: Share,
+    #[command(flatten)]
+    pub(crate) work: WorkArgs,
 }
 
 /// `sbp pin`.

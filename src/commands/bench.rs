@@ -31,6 +31,7 @@ pub(crate) fn run(args: BenchArgs, place: Place, printer: Printer) -> Result<Exi
         BenchCommand::Bpe(args) => ("bpe", data::bpe(&args)?),
         BenchCommand::Dedup(args) => ("dedup", data::dedup(&args)),
         BenchCommand::OrchRun(args) => return orch::run(args, place, printer),
+        BenchCommand::OrchAttempt(_) => return super::attempt::run(&orch::registry()),
     };
     print(name, figures, printer)?;
     Ok(ExitStatus::Done)

@@ -25,7 +25,8 @@ pub(crate) async fn run(args: RetryArgs, place: Place, printer: Printer) -> Resu
         set: params.map(|(name, value)| (name.clone(), setting(value))).collect(),
         to: if args.nodes.is_empty() { covered } else { args.nodes },
     };
-    let args = RunArgs { pipeline, keep_going: true, fail_fast: false, share: args.share };
+    let RetryArgs { share, work, .. } = args;
+    let args = RunArgs { pipeline, keep_going: true, fail_fast: false, share, work };
     commands::run::run(args, place, printer).await
 }
 

@@ -7,13 +7,15 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use engine::Engine;
+use engine::executor::Launcher;
 use engine::graph::Pipeline;
 use engine::run::{Options, RunState, RunSummary, Stop};
 use engine::task::{Failure, FailureKind};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::cli::RunArgs;
-use crate::commands::{load, open};
+use crate::commands::{load, settings as settings_of};
 use crate::error::Result;
 use crate::exit::ExitStatus;
 use crate::human;
@@ -24,7 +26,8 @@ use crate::settings::{self, Place};
 
 pub(crate) async fn run(args: RunArgs, place: Place, printer: Printer) -> Result<ExitStatus> {
     let pipeline = load(&args.pipeline, printer)?;
-    let Some(summary) = to_the_end(&pipeline, &args, place, printer).await? else {
+    let launcher = Launcher::new(["attempt"]);
+    let Some(summary) = to_the_end(&pipeline, &args, launcher, place, printer).await? else {
         return Ok(ExitStatus::Interrupted);
     };
     if printer.is_json() {
@@ -35,19 +38,24 @@ pub(crate) async fn run(args: RunArgs, place: Place, printer: Printer) -> Result
     Ok(status(summary.state))
 }
 
-/// Runs a pipeline and says how it ended; `None` when it had to be given up.
+/// Runs a pipeline and says how it ended; `None` when it had to be given up. `launcher` starts the
+/// attempts that get a process.
 pub(super) async fn to_the_end(
     pipeline: &Pipeline,
     args: &RunArgs,
+    launcher: Launcher,
     place: Place,
     printer: Printer,
 ) -> Result<Option<RunSummary>> {
     let flags = place.flags();
-    let engine = open(place).await?;
+    let lease = Duration::from_secs(args.work.lease.into());
+    let engine = Engine::open(engine::Settings { lease, ..settings_of(place) }).await?;
     let progress = Arc::new(Progress::new(printer, pipeline));
     let options = Options {
         targets: settings::targets(&args.pipeline),
         keep_going: args.keep_going || !args.fail_fast,
+        executor: args.work.executor.unwrap_or_default().into(),
+        launcher,
         observer: Arc::<Progress>::clone(&progress),
         ..settings::share(&args.share)
     };

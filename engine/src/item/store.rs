@@ -26,6 +26,10 @@ impl ItemStore {
         Self { dir }
     }
 
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     /// Where the result of an epoch lies. Each epoch has its own place, so that somebody who lost
     /// his lease never touches what another one published.
     pub(crate) fn path(&self, key: ItemKey, epoch: i64) -> PathBuf {

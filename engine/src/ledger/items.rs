@@ -77,6 +77,27 @@ const COLLECT_ITEMS: &str = "
 const HEARTBEAT_ITEMS: &str =
     "UPDATE item SET lease_until_us = $2 WHERE owner = $1 AND state = 'running'";
 
+/// What an attempt held that ended in the middle of it; its own process still lives, so that no
+/// lease would ever end.
+const FREE_ITEMS: &str = "
+    UPDATE item SET state = 'missing', lease_until_us = 0
+     WHERE item.state = 'running' AND item.owner = $2
+       AND item.holder IN (SELECT r.holder FROM {rows: holder TEXT} AS r)";
+
+/// Frees the items that attempts of this process left behind.
+pub(super) async fn free(
+    database: &mut Database,
+    writer: &Writer<'_>,
+    holders: &[String],
+) -> Result<(), Error> {
+    if !holders.is_empty() {
+        let rows: Vec<[&str; 1]> = holders.iter().map(|holder| [holder.as_str()]).collect();
+        let binds = [Bind::Text(&json(&rows)?), Bind::Text(&writer.owner.id)];
+        database.run(FREE_ITEMS, &binds).await?;
+    }
+    Ok(())
+}
+
 /// Obeys the calls, in order; gives the states of the items that each mentions.
 pub(super) async fn obey(
     database: &mut Database,
@@ -278,10 +299,10 @@ pub(super) async fn collect(
 /// Prolongs the leases of every item that this process holds.
 pub(super) async fn heartbeat(
     database: &mut Database,
-    writer: &Writer<'_>,
+    owner: &str,
     until_us: i64,
 ) -> Result<(), Error> {
-    let binds = [Bind::Text(&writer.owner.id), Bind::Int(until_us)];
+    let binds = [Bind::Text(owner), Bind::Int(until_us)];
     database.run(HEARTBEAT_ITEMS, &binds).await?;
     Ok(())
 }

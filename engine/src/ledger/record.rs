@@ -53,6 +53,8 @@ pub(crate) struct Publish {
     pub(crate) epoch: i64,
     pub(crate) outputs: BTreeMap<String, Published>,
     pub(crate) metrics: BTreeMap<String, f64>,
+    /// Of the attempt's own process; `None` when it ran in that of the run.
+    pub(crate) peak_memory_bytes: Option<i64>,
     /// Whether it was made of items.
     pub(crate) has_items: bool,
 }
@@ -63,6 +65,8 @@ pub(crate) struct AttemptEnd {
     pub(crate) key: NodeKey,
     pub(crate) epoch: i64,
     pub(crate) failure: Failure,
+    /// As [`Publish::peak_memory_bytes`].
+    pub(crate) peak_memory_bytes: Option<i64>,
 }
 
 /// A new state of a node of the run.
@@ -127,6 +131,8 @@ pub(crate) struct Batch {
     pub(crate) items: Vec<ItemCall>,
     /// How the run ended, and [`nodes_digest`] when every key is known.
     pub(crate) run_end: Option<(RunState, Option<Digest>)>,
+    /// Attempts that are over, or given up, and may hold items.
+    pub(crate) gone_holders: Vec<String>,
 }
 
 impl Batch {
@@ -143,6 +149,7 @@ impl Batch {
             && self.lease_until_us.is_none()
             && self.run_end.is_none()
             && self.items.is_empty()
+            && self.gone_holders.is_empty()
     }
 }
 
@@ -237,8 +244,10 @@ const INSERT_ARTIFACTS: &str = "
       FROM {rows: digest TEXT, size_bytes BIGINT, n_files BIGINT, manifest TEXT} AS r WHERE true
     ON CONFLICT (digest, store) DO UPDATE SET manifest = excluded.manifest, state = 'present'";
 const FINISH_ATTEMPTS: &str = "
-    UPDATE attempt SET state = 'done', ended_us = $2, peak_memory_bytes = $3, metrics = r.metrics
-      FROM {rows: key TEXT, epoch BIGINT, metrics TEXT} AS r
+    UPDATE attempt
+       SET state = 'done', ended_us = $2, peak_memory_bytes = coalesce(r.peak, $3),
+           metrics = r.metrics
+      FROM {rows: key TEXT, epoch BIGINT, metrics TEXT, peak BIGINT} AS r
      WHERE attempt.key = r.key AND attempt.epoch = r.epoch";
 
 const RELEASE: &str = "
@@ -248,9 +257,10 @@ const RELEASE: &str = "
        AND node_key.state = 'running'";
 const END_ATTEMPTS: &str = "
     UPDATE attempt
-       SET state = r.state, ended_us = $2, peak_memory_bytes = $3, failure_kind = r.kind,
-           failure_message = r.message, failure_help = r.help
-      FROM {rows: key TEXT, epoch BIGINT, state TEXT, kind TEXT, message TEXT, help TEXT} AS r
+       SET state = r.state, ended_us = $2, peak_memory_bytes = coalesce(r.peak, $3),
+           failure_kind = r.kind, failure_message = r.message, failure_help = r.help
+      FROM {rows: key TEXT, epoch BIGINT, state TEXT, kind TEXT, message TEXT, help TEXT,
+            peak BIGINT} AS r
      WHERE attempt.key = r.key AND attempt.epoch = r.epoch AND attempt.state = 'running'";
 
 /// The run's id is in every row: bound apart, it makes `SQLite` go through all nodes of the run.
@@ -314,8 +324,31 @@ pub(crate) fn nodes_digest<'a>(
     Some(hasher.finalize().into())
 }
 
+/// Rows as the statements take them. No database takes the character 0 in a text, and a program
+/// may print one, so another character stands for it.
 pub(super) fn json(rows: &impl Serialize) -> Result<String, Error> {
-    serde_json::to_string(rows).map_err(Error::value)
+    let text = serde_json::to_string(rows).map_err(Error::value)?;
+    Ok(if text.contains(NUL) { without_nul(&text) } else { text })
+}
+
+const NUL: &str = "\\u0000";
+
+fn without_nul(json: &str) -> String {
+    let mut text = String::with_capacity(json.len());
+    let mut rest = json;
+    while let Some(at) = rest.find('\\') {
+        let (before, after) = rest.split_at(at);
+        text.push_str(before);
+        let (escape, next) = match after.strip_prefix(NUL) {
+            Some(next) => ("\\ufffd", next),
+            // A backslash and what it escapes are taken together.
+            None => after.split_at(2),
+        };
+        text.push_str(escape);
+        rest = next;
+    }
+    text.push_str(rest);
+    text
 }
 
 fn optional_json<T: Serialize>(value: Option<&T>) -> Result<Option<String>, Error> {
@@ -398,12 +431,26 @@ impl Ledger {
             Ok(reply) => Ok(reply),
             Err(error) => {
                 database.rollback().await;
-                if error.is_transient() && database.is_postgres() {
-                    // When the server is away this fails too, and the caller tries again.
-                    let _ = database.reconnect().await;
-                }
                 Err(error)
             }
+        }
+    }
+
+    /// Prolongs whatever `owner` holds. Tells nothing: whether a lease was lost is for
+    /// [`Self::commit`] to say.
+    pub(crate) async fn prolong(&self, owner: &str, until_us: i64) -> Result<(), Error> {
+        let mut database = self.database.lock().await;
+        let binds = [Bind::Text(owner), Bind::Int(until_us)];
+        database.run(HEARTBEAT, &binds).await?;
+        items::heartbeat(&mut database, owner, until_us).await
+    }
+
+    /// Replaces a connection that a server's end may have cut off; nothing to `SQLite`.
+    pub(crate) async fn reconnect(&self) {
+        let mut database = self.database.lock().await;
+        if database.is_postgres() {
+            // While the server is away this fails, as what is tried next does.
+            let _ = database.reconnect().await;
         }
     }
 }
@@ -420,6 +467,7 @@ async fn write(
     insert_keys(database, &batch.keys, now_us).await?;
     publish(database, writer, batch, now_us, &mut reply).await?;
     end(database, writer, batch, now_us).await?;
+    items::free(database, writer, &batch.gone_holders).await?;
     let mut events = claim(database, writer, batch, now_us, &mut reply).await?;
     update_nodes(database, writer, batch).await?;
     insert_reports(database, batch, is_first).await?;
@@ -434,7 +482,7 @@ async fn write(
             held.insert(row.text(0).parse().map_err(Error::value)?, row.int(1));
         }
         reply.held = Some(held);
-        items::heartbeat(database, writer, until_us).await?;
+        items::heartbeat(database, &writer.owner.id, until_us).await?;
     }
     reply.items = items::obey(database, writer, &batch.items, now_us, is_first).await?;
     if let Some((state, digest)) = batch.run_end {
@@ -549,7 +597,8 @@ async fn publish(
         }
         let metrics = (!publish.metrics.is_empty()).then_some(&publish.metrics);
         made_of_items.extend(publish.has_items.then_some(publish.key));
-        attempts.push((publish.key, publish.epoch, optional_json(metrics)?));
+        let metrics = optional_json(metrics)?;
+        attempts.push((publish.key, publish.epoch, metrics, publish.peak_memory_bytes));
     }
     if !outputs.is_empty() {
         database.run(INSERT_OUTPUTS, &[Bind::Text(&json(&outputs)?)]).await?;
@@ -591,7 +640,8 @@ async fn end(
             FailureKind::Cancelled => ("cancelled", "cancelled"),
             FailureKind::Parked => ("parked", "parked"),
         };
-        (end.key, end.epoch, state, kind, &end.failure.message, &end.failure.help)
+        let Failure { message, help, .. } = &end.failure;
+        (end.key, end.epoch, state, kind, message, help, end.peak_memory_bytes)
     });
     let rows = json(&rows.collect::<Vec<_>>())?;
     let binds = [Bind::Text(&rows), Bind::Int(now_us), Bind::Int(writer.peak_memory_bytes)];

@@ -11,6 +11,7 @@ use serde_json::Value;
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::clock::Clock;
+use crate::executor::{self, Assignment, Launcher, Ran};
 use crate::external::Resolved;
 use crate::item::{self, ItemParts};
 use crate::key::NodeKey;
@@ -23,8 +24,11 @@ use crate::task::{
 /// Everything that an attempt needs.
 pub(super) struct Job {
     pub(super) node: usize,
+    pub(super) name: String,
     pub(super) epoch: i64,
     pub(super) task: Arc<dyn AnyTask>,
+    /// Starts a process for the task, unless it runs on this thread.
+    pub(super) launcher: Option<Launcher>,
     pub(super) params: Value,
     pub(super) context: ContextParts,
     pub(super) inputs: Inputs,
@@ -43,33 +47,35 @@ pub(super) struct Done {
     pub(super) result: Result<Made, Failure>,
     /// Whether external files changed meanwhile, so that the key is no longer right.
     pub(super) external_changed: bool,
+    /// Of the attempt's own process; `None` when it ran in this one.
+    pub(super) peak_memory_bytes: Option<i64>,
+}
+
+impl Done {
+    /// An attempt that ended without having run to its end.
+    pub(super) fn failed(node: usize, epoch: i64, failure: Failure) -> Self {
+        let result = Err(failure);
+        Self { node, epoch, result, external_changed: false, peak_memory_bytes: None }
+    }
 }
 
 /// What an attempt made.
 pub(super) struct Made {
     pub(super) outputs: BTreeMap<String, Published>,
     pub(super) metrics: BTreeMap<String, f64>,
+    pub(super) peak_memory_bytes: Option<i64>,
     /// Whether checkpoints are left, of this attempt or an earlier one.
     pub(super) has_checkpoints: bool,
 }
 
 impl Job {
     /// Runs to the end and reports how it was.
-    pub(super) fn run(self) {
-        let Self { node, epoch, task, params, context, inputs, external, items, .. } = self;
-        let helps = items.helps.is_some();
-        let checkpoints = context.checkpoints.clone();
-        let mut context = Context::with_items(context, items);
-        let run = AssertUnwindSafe(|| task.run(&mut context, &params, &inputs));
-        let mut result = match catch_unwind(run) {
-            Ok(result) => result,
-            Err(panic) => {
-                Err(Failure::permanent(format!("the task panicked: {}", panic_text(&*panic))))
-            }
-        };
+    pub(super) fn run(mut self) {
+        let helps = self.items.helps.is_some();
+        let (Ran { mut result, peak_memory_bytes }, has_places) = self.run_task();
         let mut external_changed = false;
         if result.is_ok()
-            && let Some(file) = external.as_deref().and_then(Resolved::changed)
+            && let Some(file) = self.external.as_deref().and_then(Resolved::changed)
         {
             external_changed = true;
             let path = file.path.display();
@@ -80,15 +86,63 @@ impl Job {
                 // The process that holds the node makes its outputs.
                 return Err(Failure::cancelled());
             }
-            publish(&*task, outputs, &self.work_dir, &self.store, &self.clock)
+            publish(&*self.task, outputs, &self.work_dir, &self.store, &self.clock)
         });
         if let Ok(made) = &mut result {
-            made.has_checkpoints = checkpoints.exists();
+            made.has_checkpoints = has_places && self.context.checkpoints.exists();
+            made.peak_memory_bytes = peak_memory_bytes;
         }
-        // What stays is removed when the next run starts.
-        let _ = remove_tree(&self.work_dir);
+        if has_places {
+            // What stays is removed when the next run starts.
+            let _ = remove_tree(&self.work_dir);
+        }
+        let Self { node, epoch, .. } = self;
         // The run may have ended without waiting for this attempt.
-        let _ = self.done.send(Done { node, epoch, result, external_changed });
+        let _ = self.done.send(Done { node, epoch, result, external_changed, peak_memory_bytes });
+    }
+
+    /// Calls the task, here or in a process of its own; says too whether it may have written anything.
+    fn run_task(&mut self) -> (Ran, bool) {
+        let context = self.context.clone();
+        if let Some(launcher) = &self.launcher {
+            let (cancel, sink) = (&context.cancel, &*context.sink);
+            let (name, board) = (&self.name, &*self.items.board);
+            let assignment = self.assignment();
+            let ran =
+                executor::run(launcher, name, assignment, &self.work_dir, cancel, sink, board);
+            return (ran, true);
+        }
+        let mut context = Context::with_items(context, self.items.clone());
+        let run = AssertUnwindSafe(|| self.task.run(&mut context, &self.params, &self.inputs));
+        let result = catch_unwind(run).unwrap_or_else(|panic| {
+            Err(Failure::permanent(format!("the task panicked: {}", panic_text(&*panic))))
+        });
+        (Ran { result, peak_memory_bytes: None }, context.has_places())
+    }
+
+    fn assignment(&self) -> Assignment {
+        let (context, items) = (&self.context, &self.items);
+        Assignment {
+            kind: self.task.kind().to_owned(),
+            params: (&self.params).into(),
+            inputs: self.inputs.clone(),
+            out_dir: context.out_dir.clone(),
+            scratch_dir: context.scratch_dir.clone(),
+            checkpoints: context.checkpoints.dir().to_owned(),
+            epoch: self.epoch,
+            external: context.external.clone(),
+            n_threads: context.n_threads,
+            memory_bytes: context.memory_bytes,
+            is_approved: context.is_approved,
+            items: executor::Items {
+                store: items.store.dir().to_owned(),
+                scope: items.scope,
+                lease: items.lease,
+                tries_max: items.tries_max,
+                backoff: items.backoff,
+                helps: items.helps,
+            },
+        }
     }
 }
 
@@ -114,7 +168,8 @@ fn publish(
         })?;
         made.insert(port.name.to_owned(), published);
     }
-    Ok(Made { outputs: made, metrics: outputs.metrics, has_checkpoints: false })
+    let metrics = outputs.metrics;
+    Ok(Made { outputs: made, metrics, peak_memory_bytes: None, has_checkpoints: false })
 }
 
 /// A call about items on its way to the event loop.

@@ -11,10 +11,11 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
-use reports::peak_memory_bytes;
+pub(crate) use reports::peak_memory_bytes;
 
 use super::attempt::{Buffer, Crew, Done, Made, Post};
 use super::flight::{Ask, Cargo, Flight, Landing, fly};
+use super::heart::Heart;
 use super::report::{NodeState, Options, RunEvent, RunSummary, Stop};
 use crate::graph::Node;
 use crate::item::{self, ItemKey};
@@ -36,7 +37,7 @@ const FLUSH_EVERY: Duration = Duration::from_millis(500);
 struct Attempt {
     key: NodeKey,
     epoch: i64,
-    started_us: i64,
+    started: Instant,
     cancel: CancelToken,
     buffer: Arc<Buffer>,
     /// Whether it only helps another process with the node's items; its epoch is then negative.
@@ -92,6 +93,9 @@ pub(super) struct Driver<'a> {
     done: (UnboundedSender<Done>, UnboundedReceiver<Done>),
     trouble: (UnboundedSender<String>, UnboundedReceiver<String>),
     sequence: i64,
+    began: Instant,
+    /// Beats once something is claimed.
+    heart: Option<Heart>,
     last_report: Instant,
     last_flush: Instant,
     last_heartbeat: Instant,
@@ -148,6 +152,8 @@ impl<'a> Driver<'a> {
             done: unbounded_channel(),
             trouble: unbounded_channel(),
             sequence: 0,
+            began: now,
+            heart: None,
             last_report: now,
             last_flush: now,
             last_heartbeat: now,
@@ -171,6 +177,10 @@ impl<'a> Driver<'a> {
             }
             if flight.is_none() && self.state.is_finished() {
                 break;
+            }
+            // A steady stream of events must not keep the heartbeat from going out.
+            if self.is_tick_due() {
+                self.tick();
             }
             let wake = self.wake_after();
             tokio::select! {
@@ -218,6 +228,12 @@ impl<'a> Driver<'a> {
         self.options.observer.observe(event);
     }
 
+    /// What pauses and limits are measured by: the clock may be set while the run goes on.
+    fn steady_us(&self) -> i64 {
+        self.began.elapsed().as_micros() as i64
+    }
+
+    /// What the ledger is told.
     fn now_us(&self) -> i64 {
         self.engine.clock.now_us()
     }
@@ -230,11 +246,17 @@ impl<'a> Driver<'a> {
             wake = wake.min(REPORT_EVERY.saturating_sub(self.last_report.elapsed()));
         }
         if let Some(at_us) = self.state.wake_us() {
-            let us = u64::try_from(at_us - self.now_us()).unwrap_or(0);
+            let us = u64::try_from(at_us - self.steady_us()).unwrap_or(0);
             wake = wake.min(Duration::from_micros(us));
         }
         // A clock that stands still must not make the loop spin.
         wake.max(Duration::from_millis(1))
+    }
+
+    fn is_tick_due(&self) -> bool {
+        self.last_heartbeat.elapsed() >= self.heartbeat_every()
+            || (!self.attempts.is_empty() && self.last_report.elapsed() >= REPORT_EVERY)
+            || self.state.wake_us().is_some_and(|at_us| at_us <= self.steady_us())
     }
 
     fn heartbeat_every(&self) -> Duration {
@@ -329,9 +351,6 @@ impl<'a> Driver<'a> {
                 .map(|(node, _)| *node)
                 .collect();
             for node in gone {
-                if let Some(attempt) = self.attempts.get(&node) {
-                    attempt.cancel.cancel();
-                }
                 self.lost(node);
             }
         }
@@ -347,6 +366,8 @@ impl<'a> Driver<'a> {
     /// The lease is gone: whatever the attempt does, its result does not count.
     fn lost(&mut self, node: usize) {
         if let Some(attempt) = self.attempts.remove(&node) {
+            attempt.cancel.abandon();
+            self.free_items(node, attempt.epoch);
             self.event(node, Some((attempt.key, attempt.epoch)), "lease_lost", None);
         }
         self.made.remove(&node);
@@ -428,6 +449,14 @@ impl<'a> Driver<'a> {
     }
 
     fn take_post(&mut self, post: Post) {
+        let mut live = self.attempts.iter();
+        let is_live = |(node, attempt): (&usize, &Attempt)| {
+            self.holder(*node, attempt.epoch) == post.call.holder
+        };
+        if !live.any(is_live) {
+            // It was given up, and what it held is free: it finds its connection cut off.
+            return;
+        }
         self.batch.items.push(post.call);
         self.desks.push(post.answer);
     }
@@ -444,6 +473,19 @@ impl<'a> Driver<'a> {
             }
         };
         let _ = self.crew.run(Box::new(remove));
+    }
+
+    /// Who the items of an attempt belong to.
+    fn holder(&self, node: usize, epoch: i64) -> String {
+        format!("{} {node} {epoch}", self.engine.owner.id)
+    }
+
+    /// Frees the items that an attempt which is over may hold.
+    fn free_items(&mut self, node: usize, epoch: i64) {
+        if self.node(node).task.item_stages() > 0 {
+            let holder = self.holder(node, epoch);
+            self.batch.gone_holders.push(holder);
+        }
     }
 
     fn node(&self, node: usize) -> &'a Node {

@@ -73,14 +73,14 @@ pub(super) async fn fly<'a>(engine: &'a Engine, cargo: Cargo<'a>) -> Result<Land
     };
     let mut reply = Reply::default();
     if recover {
-        patiently(&trouble, || ledger.recover(owner)).await?;
+        patiently(ledger, &trouble, || ledger.recover(owner)).await?;
     }
     if !batch.is_empty() {
-        reply = patiently(&trouble, || ledger.commit(&writer, &batch)).await?;
+        reply = patiently(ledger, &trouble, || ledger.commit(&writer, &batch)).await?;
     }
     let mut cancels = Vec::new();
     if listen {
-        cancels = patiently(&trouble, || ledger.take_cancel_requests(&run)).await?;
+        cancels = patiently(ledger, &trouble, || ledger.take_cancel_requests(&run)).await?;
     }
     let mut unreadable = Vec::new();
     let mut questions = Vec::with_capacity(asks.len());
@@ -104,7 +104,7 @@ pub(super) async fn fly<'a>(engine: &'a Engine, cargo: Cargo<'a>) -> Result<Land
         resolved = loop {
             match resolver.ask(questions.clone()).await {
                 Err(Error::Ledger(error)) if error.is_transient() => {
-                    pause.after(error, &trouble).await?;
+                    pause.after(error, ledger, &trouble).await?;
                 }
                 done => break done?,
             }
@@ -115,13 +115,14 @@ pub(super) async fn fly<'a>(engine: &'a Engine, cargo: Cargo<'a>) -> Result<Land
 
 /// Calls `attempt` until it succeeds, fails for good, or patience ends.
 pub(super) async fn patiently<T, F: Future<Output = Result<T, ledger::Error>>>(
+    ledger: &Ledger,
     trouble: &UnboundedSender<String>,
     attempt: impl Fn() -> F,
 ) -> Result<T, Error> {
     let mut pause = Pause::default();
     loop {
         match attempt().await {
-            Err(error) if error.is_transient() => pause.after(error, trouble).await?,
+            Err(error) if error.is_transient() => pause.after(error, ledger, trouble).await?,
             done => return Ok(done?),
         }
     }
@@ -137,6 +138,7 @@ impl Pause {
     async fn after(
         &mut self,
         error: ledger::Error,
+        ledger: &Ledger,
         trouble: &UnboundedSender<String>,
     ) -> Result<(), Error> {
         if self.waited >= PATIENCE {
@@ -147,6 +149,7 @@ impl Pause {
         self.next = (self.next * 2).clamp(Duration::from_millis(100), PAUSE_MAX);
         self.waited += self.next;
         tokio::time::sleep(self.next).await;
+        ledger.reconnect().await;
         Ok(())
     }
 }

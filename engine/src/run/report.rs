@@ -7,6 +7,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
+use crate::executor::{Executor, Launcher};
 use crate::plan::{Artifacts, Reason, Targets};
 use crate::task::{Failure, Report};
 
@@ -25,12 +26,16 @@ pub struct Options {
     pub n_gpu: u32,
     /// Units of named pools.
     pub pools: BTreeMap<String, u32>,
+    /// How attempts run at nodes that do not say it.
+    pub executor: Executor,
+    /// Starts the processes of attempts.
+    pub launcher: Launcher,
     /// Sees everything as it happens.
     pub observer: Arc<dyn Observer>,
 }
 
 impl Default for Options {
-    /// Everything, on every core, in silence.
+    /// Everything, on every core and in this process, in silence.
     fn default() -> Self {
         let n_cpu = std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
         Self {
@@ -40,6 +45,8 @@ impl Default for Options {
             memory_bytes: None,
             n_gpu: 0,
             pools: BTreeMap::new(),
+            executor: Executor::Inline,
+            launcher: Launcher::new(["attempt"]),
             observer: Arc::new(Silent),
         }
     }

@@ -175,6 +175,7 @@ impl Bench {
             retry: Retry { attempts_max: 3, backoff: Duration::from_millis(1) },
             timeout: None,
             stall_timeout: None,
+            executor: None,
             priority: 0,
             salt: String::new(),
             expect: BTreeMap::new(),
@@ -344,4 +345,5 @@ async fn a_changed_param_reruns_exactly_what_depends_on_it() {
 mod items;
 mod kills;
 mod operate;
+mod processes;
 mod trouble;

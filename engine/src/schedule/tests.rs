@@ -60,6 +60,7 @@ fn pipeline(dice: &mut Dice, n_nodes: usize) -> Pipeline {
             retry: Retry { attempts_max: 1 + dice.roll(3) as u32, ..Retry::default() },
             timeout: (dice.roll(4) == 0).then(|| Duration::from_millis(40)),
             stall_timeout: None,
+            executor: None,
             priority: dice.roll(3) as i32,
             salt: String::new(),
             expect: BTreeMap::new(),

@@ -5,6 +5,7 @@ use serde_json::{Map, Value, json};
 use super::check::{NODE_KEYS, TOP_KEYS, VERSION};
 use super::params::{PARAM_KEYS, TYPES};
 use super::settings::{RESOURCES, RETRY, SETTINGS};
+use crate::executor::Executor;
 use crate::task::{AnyTask, Arity, Port, Registry};
 
 /// The JSON schema (draft 2020-12) of pipelines that use the tasks of `registry`.
@@ -117,6 +118,8 @@ fn settings() -> Map<String, Value> {
         "when" => of("boolean"),
         "priority" | "cpu" | "gpu" | "attempts" => of("integer"),
         "mem" => json!({"type": ["string", "integer"]}),
+        "executor" => json!({"anyOf": [
+            {"enum": Executor::WORDS}, {"$ref": "#/$defs/expression"}]}),
         "salt" => json!({"type": ["string", "number"]}),
         "pools" => json!({"type": "object", "additionalProperties": of("integer")}),
         "expect" => json!({"type": "object", "additionalProperties": {

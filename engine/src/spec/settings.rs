@@ -12,6 +12,7 @@ use super::resolve::{Tree, TreeNode};
 use super::scalar;
 use super::shape::{self, ShapeKind};
 use super::yaml::{Map, Yaml};
+use crate::executor::Executor;
 use crate::graph::{Resources, Retry};
 use crate::task::{Facts, Port};
 
@@ -19,6 +20,11 @@ use crate::task::{Facts, Port};
 pub(crate) const SETTINGS: &[(&str, &str)] = &[
     ("when", "`false` leaves the node out; usually an expression"),
     ("resources", "what an attempt holds while it runs: `cpu`, `mem`, `gpu`, `pools`"),
+    (
+        "executor",
+        "how attempts run: `inline`, on a thread of the run, or `process`, in a process of \
+                  their own, so that a crash or too little memory ends the attempt and not the run",
+    ),
     ("retry", "how transient failures are tried again: `attempts`, `backoff`"),
     ("timeout", "longest time of an attempt, such as `1h30m`"),
     ("stall_timeout", "longest time without progress, such as `10m`"),
@@ -49,6 +55,7 @@ const AMOUNT_MAX: i64 = 65_535;
 pub(crate) struct Settings {
     pub(crate) when: bool,
     pub(crate) resources: Resources,
+    pub(crate) executor: Option<Executor>,
     pub(crate) retry: Retry,
     pub(crate) timeout: Option<Duration>,
     pub(crate) stall_timeout: Option<Duration>,
@@ -69,6 +76,7 @@ pub(crate) fn read(
     Settings {
         when: at.boolean(layers, "when").unwrap_or(true),
         resources: at.resources(layers),
+        executor: at.executor(layers),
         retry: at.retry(layers),
         timeout: at.duration(layers, "timeout"),
         stall_timeout: at.duration(layers, "stall_timeout"),
@@ -122,6 +130,18 @@ impl Lookup<'_, '_> {
             _ => {}
         }
         self.wrong_type(&tree, key, "a string", &ShapeKind::Text);
+        None
+    }
+
+    fn executor(&mut self, layers: &[&Map<'_>]) -> Option<Executor> {
+        let tree = self.find(layers, "executor")?;
+        if let TreeNode::Scalar(Value::String(text)) = &tree.node
+            && let Ok(executor) = text.parse()
+        {
+            return Some(executor);
+        }
+        let kind = ShapeKind::Choice(Executor::WORDS.map(str::to_owned).to_vec());
+        self.wrong_type(&tree, "executor", "`inline` or `process`", &kind);
         None
     }
 

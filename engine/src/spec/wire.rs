@@ -504,6 +504,7 @@ fn finish(
             retry: made.settings.retry.clone(),
             timeout: made.settings.timeout,
             stall_timeout: made.settings.stall_timeout,
+            executor: made.settings.executor,
             priority: made.settings.priority,
             salt: made.settings.salt.clone(),
             expect: made.settings.expect.clone(),

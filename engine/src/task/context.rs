@@ -20,6 +20,7 @@ use crate::item::{Item, ItemContext, ItemParts, ItemResults, Team};
 pub struct CancelToken {
     own: Arc<AtomicBool>,
     parent: Option<Arc<AtomicBool>>,
+    abandoned: Arc<AtomicBool>,
 }
 
 impl CancelToken {
@@ -34,9 +35,21 @@ impl CancelToken {
         is_set(&self.own) || self.parent.as_ref().is_some_and(is_set)
     }
 
+    /// Says that nobody waits for the attempt any more: what it does from here on must not count.
+    pub(crate) fn abandon(&self) {
+        self.cancel();
+        self.abandoned.store(true, Ordering::Release);
+    }
+
+    /// Whether [`Self::abandon`] was called.
+    pub(crate) fn is_abandoned(&self) -> bool {
+        self.abandoned.load(Ordering::Acquire)
+    }
+
     /// A token that is cancelled with this one, or alone.
     pub(crate) fn child(&self) -> Self {
-        Self { own: Arc::default(), parent: Some(Arc::clone(&self.own)) }
+        let abandoned = Arc::clone(&self.abandoned);
+        Self { own: Arc::default(), parent: Some(Arc::clone(&self.own)), abandoned }
     }
 }
 
@@ -88,7 +101,7 @@ pub trait Sink: Send + Sync {
 }
 
 /// A file outside the store, resolved from [`super::Task::external`].
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExternalFile {
     /// Where it is now.
     pub path: PathBuf,
@@ -101,7 +114,7 @@ pub struct ExternalFile {
 }
 
 /// An artifact connected to an input port.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Input {
     /// The node that made it, with its matrix values, such as `evaluate[arm=sbp]`.
     pub node: String,
@@ -114,7 +127,8 @@ pub struct Input {
 }
 
 /// The artifacts connected to a node's input ports.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(transparent)]
 pub struct Inputs(BTreeMap<String, Vec<Input>>);
 
 impl Inputs {
@@ -159,6 +173,7 @@ impl Outputs {
 }
 
 /// Everything that makes a [`Context`].
+#[derive(Clone)]
 pub struct ContextParts {
     /// Folder for outputs, one sub-folder a port; published by the engine after success.
     pub out_dir: PathBuf,
@@ -186,6 +201,8 @@ pub struct Context {
     items: ItemParts,
     /// Stages of items begun.
     n_stages: AtomicU32,
+    /// Whether the task may have written anything.
+    has_places: AtomicBool,
 }
 
 impl Context {
@@ -196,7 +213,17 @@ impl Context {
     }
 
     pub(crate) fn with_items(parts: ContextParts, items: ItemParts) -> Self {
-        Self { parts, items, n_stages: AtomicU32::new(0) }
+        Self { parts, items, n_stages: AtomicU32::new(0), has_places: AtomicBool::new(false) }
+    }
+
+    /// Whether the task asked for any folder: of outputs, temporary files, items or checkpoints.
+    pub(crate) fn has_places(&self) -> bool {
+        self.has_places.load(Ordering::Relaxed)
+    }
+
+    fn places(&self) -> &ContextParts {
+        self.has_places.store(true, Ordering::Relaxed);
+        &self.parts
     }
 
     /// The folder of an output port, created when missing.
@@ -204,7 +231,7 @@ impl Context {
     /// # Errors
     /// When it cannot be created.
     pub fn out(&self, port: &str) -> io::Result<PathBuf> {
-        let dir = self.parts.out_dir.join(port);
+        let dir = self.places().out_dir.join(port);
         fs::create_dir_all(&dir)?;
         Ok(dir)
     }
@@ -214,7 +241,7 @@ impl Context {
     /// # Errors
     /// When it cannot be created.
     pub fn scratch(&self) -> io::Result<&Path> {
-        fs::create_dir_all(&self.parts.scratch_dir)?;
+        fs::create_dir_all(&self.places().scratch_dir)?;
         Ok(&self.parts.scratch_dir)
     }
 
@@ -244,20 +271,24 @@ impl Context {
     /// # Errors
     /// When the checkpoint folder cannot be read. A damaged checkpoint is skipped, not an error.
     pub fn latest_checkpoint(&self) -> io::Result<Option<Checkpoint>> {
-        self.parts.checkpoints.latest()
+        self.places().checkpoints.latest()
     }
 
     /// Saves a checkpoint: `write` fills an empty folder, which then appears whole or not at all.
     /// `step` must grow from one checkpoint to the next; older ones are removed once it is durable.
     ///
     /// # Errors
-    /// When writing fails; the previous checkpoint then still stands.
+    /// When writing fails; the previous checkpoint then still stands. When the attempt was given
+    /// up: another one may be at work on the same checkpoints.
     pub fn save_checkpoint(
         &self,
         step: u64,
         write: impl FnOnce(&Path) -> io::Result<()>,
     ) -> io::Result<()> {
-        self.parts.checkpoints.save(step, write)
+        if self.parts.cancel.is_abandoned() {
+            return Err(io::Error::other("the attempt was given up and saves nothing any more"));
+        }
+        self.places().checkpoints.save(step, write)
     }
 
     /// Has each item done, on as many threads as the node has, and gives the results in the list's
@@ -280,7 +311,7 @@ impl Context {
         let team = Team {
             parts: &self.items,
             n_threads: self.n_threads(),
-            scratch: &self.parts.scratch_dir,
+            scratch: &self.places().scratch_dir,
             cancel: &self.parts.cancel,
             sink: &*self.parts.sink,
             stage,
@@ -298,7 +329,7 @@ impl Context {
     /// # Errors
     /// When it cannot be created.
     pub fn checkpoint_dir(&self) -> io::Result<PathBuf> {
-        self.parts.checkpoints.own_dir()
+        self.places().checkpoints.own_dir()
     }
 
     /// The lines that this node's key has in its journal, and the journal to add to.
@@ -306,7 +337,7 @@ impl Context {
     /// # Errors
     /// When it cannot be read or opened.
     pub fn open_journal(&self) -> io::Result<(Vec<String>, Journal)> {
-        self.parts.checkpoints.journal()
+        self.places().checkpoints.journal()
     }
 
     /// Reports that `done` of `total` units are finished (`total` 0 when unknown).

@@ -4,6 +4,7 @@
 //! real ledger in a fresh folder, plans, runs, and reports. Its CPU time counts from its start.
 
 mod pipeline;
+mod process;
 mod tasks;
 
 use std::collections::BTreeSet;
@@ -13,6 +14,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use engine::executor::Launcher;
+use engine::task::Registry;
 use serde::{Deserialize, Serialize};
 
 use super::usage::Usage;
@@ -42,14 +45,20 @@ struct Outcome {
     cached: usize,
 }
 
+/// The bench's own tasks, for the processes of their attempts.
+pub(super) fn registry() -> Registry {
+    tasks::registry()
+}
+
 /// Does what `sbp run` does, with the bench's own tasks, and prints what that took.
 pub(super) fn run(args: OrchRunArgs, place: Place, printer: Printer) -> Result<ExitStatus> {
     let pipeline = PipelineArgs { pipeline: args.pipeline, set: Vec::new(), to: Vec::new() };
     let share = Share { cpu: Some(args.cpu), ..Share::default() };
-    let args = RunArgs { pipeline, keep_going: true, fail_fast: false, share };
+    let args = RunArgs { pipeline, keep_going: true, fail_fast: false, share, work: args.work };
+    let launcher = Launcher::new(["bench", "orch-attempt"]);
     commands::wait(async {
         let pipeline = commands::load_with(&args.pipeline, &tasks::registry(), printer)?;
-        let ended = commands::run::to_the_end(&pipeline, &args, place, printer).await?;
+        let ended = commands::run::to_the_end(&pipeline, &args, launcher, place, printer).await?;
         let Some(summary) = ended else { return Ok(ExitStatus::Interrupted) };
         let (ran, cached) = (summary.nodes.ran, summary.nodes.cached);
         printer.json(&Outcome { usage: Usage::now(), ran, cached })?;
@@ -59,19 +68,21 @@ pub(super) fn run(args: OrchRunArgs, place: Place, printer: Printer) -> Result<E
 
 /// Takes all measurements.
 pub(super) fn measure(args: &OrchArgs, printer: Printer) -> Result<Figures> {
-    if args.kind == Executor::Process {
-        return Err(Error::usage("`bench orch` measures inline attempts only")
-            .help("leave `--kind` out, or give `--kind inline`"));
-    }
-    let bench = Bench { exe: std::env::current_exe()?, n: args.n, cpu: args.cpu, printer };
+    let (n, cpu, executor) = (args.n, args.cpu, args.kind);
+    let bench = Bench { exe: std::env::current_exe()?, n, cpu, executor, printer };
     let mut figures = Figures::default();
     figures.set("n", args.n);
-    figures.set("kind", "inline");
+    figures.set("kind", bench.executor_word());
     figures.set("jobs", args.cpu);
     let mut peak_mib = 0.0_f64;
     bench.wide(&mut figures, &mut peak_mib)?;
-    bench.files(&mut figures)?;
-    bench.chain(&mut figures)?;
+    match args.kind {
+        Executor::Inline => {
+            bench.files(&mut figures)?;
+            bench.chain(&mut figures)?;
+        }
+        Executor::Process => bench.programs(&mut figures)?,
+    }
     bench.kill(&mut figures)?;
     figures.set("peak_rss_mib", rounded(peak_mib));
     Ok(figures)
@@ -81,6 +92,7 @@ struct Bench {
     exe: PathBuf,
     n: u32,
     cpu: u32,
+    executor: Executor,
     printer: Printer,
 }
 
@@ -91,12 +103,13 @@ impl Bench {
     /// Independent tasks without outputs: cold, with nothing to do, and after one change.
     fn wide(&self, figures: &mut Figures, peak_mib: &mut f64) -> Result<()> {
         let (mut cold_ms, mut cold_s, mut noop_ms, mut noop_s) = (vec![], vec![], vec![], vec![]);
-        let mut changed = None;
+        let (mut run_ms, mut changed) = (vec![], None);
         for _ in 0..N_REPEATS {
             let folder = Folder::new()?;
             folder.write(&pipeline::wide(self.n, None))?;
             let (cold, wall) = self.run(&folder, self.n as usize)?;
-            cold_ms.push(cold.usage.cpu_ms / f64::from(self.n));
+            cold_ms.push(self.per_task(cold.usage.cpu_ms + cold.usage.children_cpu_ms));
+            run_ms.push(self.per_task(cold.usage.cpu_ms));
             cold_s.push(wall.as_secs_f64());
             let (noop, wall) = self.run(&folder, 0)?;
             noop_ms.push(noop.usage.cpu_ms);
@@ -110,6 +123,9 @@ impl Bench {
         }
         let changed = changed.expect("there is at least one repeat");
         figures.set("cold_cpu_ms_per_task", rounded(median(cold_ms)));
+        if self.executor == Executor::Process {
+            figures.set("run_cpu_ms_per_task", rounded(median(run_ms)));
+        }
         figures.set("cold_wall_s", rounded(median(cold_s)));
         figures.set("noop_cpu_ms", rounded(median(noop_ms)));
         figures.set("noop_wall_s", rounded(median(noop_s)));
@@ -125,7 +141,7 @@ impl Bench {
             let folder = Folder::new()?;
             folder.write(&pipeline::files(self.n, ""))?;
             let (cold, _) = self.run(&folder, self.n as usize)?;
-            cold_ms.push(cold.usage.cpu_ms / f64::from(self.n));
+            cold_ms.push(self.per_task(cold.usage.cpu_ms));
             noop_ms.push(self.run(&folder, 0)?.0.usage.cpu_ms);
         }
         figures.set("cold_files_cpu_ms_per_task", rounded(median(cold_ms)));
@@ -192,14 +208,27 @@ impl Bench {
         Ok((ran, wall))
     }
 
+    /// CPU time in milliseconds, of all tasks together, for one of them.
+    fn per_task(&self, cpu_ms: f64) -> f64 {
+        cpu_ms / f64::from(self.n)
+    }
+
+    fn executor_word(&self) -> &'static str {
+        match self.executor {
+            Executor::Inline => "inline",
+            Executor::Process => "process",
+        }
+    }
+
     fn start(&self, folder: &Folder) -> Result<Child> {
         let mut command = Command::new(&self.exe);
         command
             .args(["bench", "orch-run", "pipeline.yaml", "--quiet", "--dir", ".sbp"])
-            .args(["-j", &self.cpu.to_string()])
+            .args(["-j", &self.cpu.to_string(), "--executor", self.executor_word()])
             .current_dir(&folder.0)
             // The ledger is the one in the folder, whatever this command was told.
             .env_remove("SBP_LEDGER")
+            .env_remove("SBP_LEASE")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());

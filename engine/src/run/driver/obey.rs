@@ -1,17 +1,22 @@
 //! What the scheduler's commands do.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::super::attempt::{Buffer, Desk, Done, Job, failure};
+use super::super::heart::Heart;
 use super::super::key_row;
 use super::super::report::{NodeState, RunEvent};
 use super::{Attempt, Driver};
+use crate::exec::Exec;
+use crate::executor::{Executor, Launcher};
+use crate::graph::Node;
 use crate::item::{self, ItemParts};
 use crate::key::NodeKey;
 use crate::ledger::{AttemptEnd, Claim, EventRow, NodeChange, Publish, Verdict as Ruled};
 use crate::plan::{Outputs, Reason, Verdict, artifacts};
 use crate::schedule::{Command, Event, Why};
-use crate::task::{CancelToken, ContextParts, Failure, FailureKind, Input, Inputs, Sink};
+use crate::task::{CancelToken, ContextParts, Failure, FailureKind, Input, Inputs, Sink, Task};
 
 impl Driver<'_> {
     pub(super) fn published(&mut self, node: usize) {
@@ -19,8 +24,8 @@ impl Driver<'_> {
         let attempt = self.attempts.remove(&node);
         let outputs: Outputs =
             made.outputs.into_iter().map(|(port, made)| (port, made.digest)).collect();
-        let now_us = self.now_us();
-        let duration_us = attempt.as_ref().map_or(0, |attempt| now_us - attempt.started_us);
+        let duration_us =
+            attempt.as_ref().map_or(0, |attempt| attempt.started.elapsed().as_micros() as i64);
         let places = artifacts(&self.engine.store, &outputs);
         self.outputs[node] = Some(outputs);
         self.ran.insert(node);
@@ -47,7 +52,7 @@ impl Driver<'_> {
         }
         self.is_pumping = true;
         while let Some(event) = self.events.pop_front() {
-            for command in self.state.step(event, self.now_us()) {
+            for command in self.state.step(event, self.steady_us()) {
                 self.obey(command);
             }
         }
@@ -60,7 +65,7 @@ impl Driver<'_> {
             Command::Claim { node } => self.claim(node),
             Command::Release { node } => {
                 if let Some(epoch) = self.claimed.remove(&node) {
-                    self.end(node, epoch, Failure::cancelled());
+                    self.end(node, epoch, Failure::cancelled(), None);
                 }
             }
             Command::Start { node, cpu } => {
@@ -158,13 +163,15 @@ impl Driver<'_> {
         let sink: Arc<dyn Sink> = Arc::<Buffer>::clone(&buffer);
         let job = Job {
             node,
+            name: spec.name.clone(),
             epoch,
             task: Arc::clone(&spec.task),
+            launcher: self.launcher(spec),
             params: spec.params.clone(),
             context: ContextParts {
                 out_dir: work_dir.join("out"),
                 scratch_dir: work_dir.join("scratch"),
-                checkpoints: engine.store.checkpoints(key),
+                checkpoints: engine.store.checkpoints(key).for_attempt(epoch),
                 external: external.as_ref().map_or_else(Vec::new, |found| found.files.clone()),
                 n_threads: cpu as usize,
                 memory_bytes: spec.resources.memory_bytes,
@@ -183,17 +190,27 @@ impl Driver<'_> {
             done: self.done.0.clone(),
             items: self.item_parts(node, key, epoch),
         };
-        let started_us = self.now_us();
-        self.attempts.insert(node, Attempt { key, epoch, started_us, cancel, buffer, helps });
+        if self.heart.is_none() {
+            self.heart = Some(Heart::start(engine, self.heartbeat_every()));
+        }
+        let started = Instant::now();
+        self.attempts.insert(node, Attempt { key, epoch, started, cancel, buffer, helps });
         let attempt = self.state.n_failed(node) + 1;
         if !helps {
             self.observe(&RunEvent::Started { node: spec.name.clone(), attempt, reason });
         }
         if let Err(error) = self.crew.run(Box::new(move || job.run())) {
             let failure = Failure::transient(format!("cannot start a thread: {error}"));
-            let result = Err(failure);
-            self.ended(Done { node, epoch, result, external_changed: false });
+            self.ended(Done::failed(node, epoch, failure));
         }
+    }
+
+    /// What starts a process for an attempt at the node; `None` when it runs in this one. A node
+    /// that runs a program has a process as it is.
+    fn launcher(&self, node: &Node) -> Option<Launcher> {
+        let executor = node.executor.unwrap_or(self.options.executor);
+        let wanted = executor == Executor::Process && node.task.kind() != Exec::KIND;
+        wanted.then(|| self.options.launcher.clone())
     }
 
     fn item_parts(&self, node: usize, key: NodeKey, epoch: i64) -> ItemParts {
@@ -201,7 +218,7 @@ impl Driver<'_> {
         let desk = Desk {
             node: spec.name.clone(),
             node_key: key,
-            holder: format!("{} {node} {epoch}", engine.owner.id),
+            holder: self.holder(node, epoch),
             posts: self.posts.0.clone(),
         };
         ItemParts {
@@ -238,7 +255,7 @@ impl Driver<'_> {
 
     /// Takes in how an attempt ended.
     pub(super) fn ended(&mut self, done: Done) {
-        let Done { node, epoch, result, external_changed } = done;
+        let Done { node, epoch, result, external_changed, peak_memory_bytes } = done;
         self.drain(node);
         // An attempt that lost its lease or was given up may still come back.
         let Some(attempt) = self.attempts.get(&node).filter(|attempt| attempt.epoch == epoch)
@@ -248,6 +265,7 @@ impl Driver<'_> {
         let key = attempt.key;
         if attempt.helps {
             self.attempts.remove(&node);
+            self.free_items(node, epoch);
             self.step(Event::Helped { node });
             return;
         }
@@ -255,7 +273,8 @@ impl Driver<'_> {
             Ok(made) => {
                 let has_items = self.node(node).task.item_stages() > 0;
                 let (outputs, metrics) = (made.outputs.clone(), made.metrics.clone());
-                let publish = Publish { key, epoch, outputs, metrics, has_items };
+                let publish =
+                    Publish { key, epoch, outputs, metrics, peak_memory_bytes, has_items };
                 self.batch.publishes.insert(key, publish);
                 self.made.insert(node, made);
                 self.step(Event::Made { node });
@@ -273,15 +292,16 @@ impl Driver<'_> {
                 };
                 let kind = failure.kind;
                 self.failures.insert(node, failure.clone());
-                self.end(node, epoch, failure);
+                self.end(node, epoch, failure, peak_memory_bytes);
                 self.step(Event::Failed { node, kind });
             }
         }
     }
 
-    /// Gives up an attempt that does not stop; its thread is left to itself.
+    /// Gives up an attempt that does not stop: its process is killed, its thread left to itself.
     fn abandon(&mut self, node: usize) {
         let Some(attempt) = self.attempts.remove(&node) else { return };
+        attempt.cancel.abandon();
         let text = match self.state.why(node) {
             Some(why @ (Why::Timeout(_) | Why::Stall(_))) => {
                 format!("{}, and it did not stop when told to", why_text(why))
@@ -290,7 +310,7 @@ impl Driver<'_> {
         };
         let failure = failure(FailureKind::Cancelled, text);
         self.failures.insert(node, failure.clone());
-        self.end(node, attempt.epoch, failure);
+        self.end(node, attempt.epoch, failure, None);
     }
 
     /// The operator does not want to wait.
@@ -302,9 +322,8 @@ impl Driver<'_> {
             .map(|(node, attempt)| (*node, attempt.epoch))
             .collect();
         for (node, epoch) in running {
-            let failure = Failure::cancelled();
-            let done = Done { node, epoch, result: Err(failure), external_changed: false };
-            self.ended(done);
+            self.attempts[&node].cancel.abandon();
+            self.ended(Done::failed(node, epoch, Failure::cancelled()));
         }
     }
 
@@ -326,7 +345,8 @@ impl Driver<'_> {
         }
     }
 
-    fn end(&mut self, node: usize, epoch: i64, failure: Failure) {
+    fn end(&mut self, node: usize, epoch: i64, failure: Failure, peak_memory_bytes: Option<i64>) {
+        self.free_items(node, epoch);
         if epoch < 0 {
             return;
         }
@@ -337,7 +357,7 @@ impl Driver<'_> {
             FailureKind::Parked => "attempt_parked",
         };
         self.event(node, Some((key, epoch)), kind, Some(failure.message.clone()));
-        self.batch.ends.insert(key, AttemptEnd { key, epoch, failure });
+        self.batch.ends.insert(key, AttemptEnd { key, epoch, failure, peak_memory_bytes });
     }
 
     fn finish_node(&mut self, node: usize, state: NodeState, because: Option<usize>) {

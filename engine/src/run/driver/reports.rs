@@ -45,7 +45,7 @@ impl Driver<'_> {
         for (at_us, report) in kept.others {
             match &report {
                 Report::Metric { name, step, value } => {
-                    let (name, step, value) = (name.clone(), *step, *value);
+                    let (name, step, value) = (name.clone(), counted(*step), *value);
                     self.reports.metrics.push(MetricRow { key, epoch, name, step, value, at_us });
                 }
                 Report::Log { level, text } => {
@@ -58,7 +58,7 @@ impl Driver<'_> {
         }
         if let Some(report) = kept.progress {
             if let Report::Progress { done, total, unit } = &report {
-                let (done, total, unit) = (*done, *total, unit.clone());
+                let (done, total, unit) = (counted(*done), counted(*total), unit.clone());
                 let row = ProgressRow { done, total, unit, at_us };
                 self.reports.progress.insert((key, epoch), row);
             }
@@ -109,7 +109,7 @@ impl Driver<'_> {
             sequence: self.sequence + 1,
             peak_memory_bytes: peak_memory_bytes(),
         };
-        let write = super::super::flight::patiently(&self.trouble.0, || {
+        let write = super::super::flight::patiently(&engine.ledger, &self.trouble.0, || {
             engine.ledger.commit(&writer, &batch)
         });
         if n_stops >= 2 {
@@ -158,8 +158,13 @@ impl Driver<'_> {
     }
 }
 
+/// A count as the ledger can hold it: a program may claim to have come further.
+fn counted(n: u64) -> u64 {
+    n.min(i64::MAX.unsigned_abs())
+}
+
 /// Highest resident memory of this process in bytes, as the ledger keeps it; 0 when unknown.
-pub(super) fn peak_memory_bytes() -> i64 {
+pub(crate) fn peak_memory_bytes() -> i64 {
     let bytes = crate::usage::peak_resident_bytes();
     bytes.and_then(|bytes| i64::try_from(bytes).ok()).unwrap_or(0)
 }

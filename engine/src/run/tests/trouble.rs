@@ -335,7 +335,8 @@ async fn stale_publish_is_refused() {
     };
     let publish = |epoch| {
         let (outputs, metrics) = (BTreeMap::new(), BTreeMap::new());
-        let publish = Publish { key, epoch, outputs, metrics, has_items: true };
+        let peak_memory_bytes = None;
+        let publish = Publish { key, epoch, outputs, metrics, peak_memory_bytes, has_items: true };
         Batch { publishes: BTreeMap::from([(key, publish)]), ..Batch::default() }
     };
     let granted = old.ledger.commit(&writer(old, 77, 1), &claim(1, None)).await.unwrap();

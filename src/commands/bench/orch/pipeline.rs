@@ -26,6 +26,18 @@ pub(super) fn files(n: u32, journal: &str) -> String {
     text
 }
 
+/// `n` independent programs: shells that write a file with what they have built in.
+pub(super) fn programs(n: u32) -> String {
+    let mut text = HEAD.to_owned();
+    for i in 0..n {
+        let _ = writeln!(
+            text,
+            "  t{i}:\n    task: exec\n    params:\n      shell: true\n      outputs: {{out: any}}\n      params: {{i: {i}}}\n      command: [\"printf . >> count; : > $SBP_OUT_OUT/out\"]"
+        );
+    }
+    text
+}
+
 /// Each task reads what the one before it wrote; the head's param does not change its bytes.
 pub(super) fn chain(n: u32, head: u32) -> String {
     let mut text = HEAD.to_owned();
