@@ -27,6 +27,25 @@ pub(crate) struct Place {
     dir: tempfile::TempDir,
 }
 
+/// Numbers from a seed (splitmix64).
+pub(crate) struct Dice(pub(crate) u64);
+
+impl Dice {
+    /// A number below `n`.
+    pub(crate) fn roll(&mut self, n: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % n
+    }
+}
+
+/// The number in a variable of the environment.
+pub(crate) fn number(name: &str, default: u64) -> u64 {
+    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+}
+
 /// What a command printed, and how it ended.
 #[derive(Debug)]
 pub(crate) struct Ran {
@@ -63,7 +82,16 @@ impl Place {
     pub(crate) fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_sbp"));
         command.args(args).current_dir(self.path()).stdin(Stdio::null());
-        for name in ["SBP_DIR", "SBP_LEDGER", "SBP_CPU", "NO_COLOR", "CLICOLOR_FORCE", "COLUMNS"] {
+        for name in [
+            "SBP_DIR",
+            "SBP_LEDGER",
+            "SBP_CPU",
+            "SBP_EXECUTOR",
+            "SBP_LEASE",
+            "NO_COLOR",
+            "CLICOLOR_FORCE",
+            "COLUMNS",
+        ] {
             command.env_remove(name);
         }
         command
@@ -76,6 +104,12 @@ impl Place {
             stdout: String::from_utf8(output.stdout).unwrap(),
             stderr: String::from_utf8(output.stderr).unwrap(),
         }
+    }
+
+    /// What the command started last by [`Self::start`] printed so far.
+    pub(crate) fn said(&self) -> Ran {
+        let text = |name: &str| fs::read_to_string(self.path().join(name)).unwrap_or_default();
+        Ran { code: None, stdout: text("out.json"), stderr: text("err.txt") }
     }
 
     /// Starts `sbp` with its output in `out.json` and `err.txt`.

@@ -9,6 +9,7 @@ mod cli;
 mod cost;
 mod documents;
 mod harness;
+mod kills;
 mod operate;
 mod pinned;
 mod pipelines;

@@ -348,6 +348,13 @@ impl Ledger {
         Ok(Self { database, location, clock: clock.clone(), read_only })
     }
 
+    /// The only value that a question of a test has as its answer.
+    #[cfg(test)]
+    pub(crate) async fn ask(&self, sql: &'static str) -> i64 {
+        let rows = self.database.lock().await.fetch(sql, &[]).await;
+        rows.expect("the question has an answer")[0].int(0)
+    }
+
     /// Whether nothing can be written to it.
     pub(crate) fn is_read_only(&self) -> bool {
         self.read_only.is_some()

@@ -5,6 +5,8 @@
 //! anything else is an [`Error`] that names the file, never a panic.
 
 pub mod container;
+#[cfg(test)]
+mod fuzz;
 pub mod pairs;
 pub mod schedule;
 pub mod tokens;

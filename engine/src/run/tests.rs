@@ -342,6 +342,7 @@ async fn a_changed_param_reruns_exactly_what_depends_on_it() {
     assert_eq!(changes, [Change::Input { port: "in".to_owned(), nodes }]);
 }
 
+mod hazards;
 mod items;
 mod kills;
 mod operate;

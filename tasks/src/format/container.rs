@@ -474,6 +474,46 @@ fn check_section(path: &Path, map: &[u8], section: &Section) -> Result<(), Error
     Ok(())
 }
 
+/// The file `bytes` with `change` applied to each section, to the metadata and to the numbers of the
+/// section table, and every checksum right again: what a hostile writer could make.
+#[cfg(test)]
+pub(crate) fn tampered(bytes: &[u8], mut change: impl FnMut(&mut Vec<u8>)) -> Vec<u8> {
+    let path = Path::new("tampered");
+    let mut header = read_header(path, bytes).expect("the file is whole");
+    let mut made = vec![0; PRELUDE_LEN];
+    for section in &mut header.sections {
+        let size_bytes = section.n_elements * element_size(section.element).expect("it is known");
+        let start = section.offset as usize;
+        let mut body = bytes[start..start + size_bytes as usize].to_vec();
+        change(&mut body);
+        section.checksum = *blake3::hash(&body).as_bytes();
+        section.offset = made.len() as u64;
+        section.n_elements = body.len() as u64 / element_size(section.element).unwrap_or(1);
+        made.extend_from_slice(&body);
+        made.resize(made.len().next_multiple_of(ALIGNMENT as usize), 0);
+        let mut numbers = [section.offset, section.n_elements].map(u64::to_le_bytes).concat();
+        change(&mut numbers);
+        numbers.resize(16, 0);
+        let number =
+            |at: usize| u64::from_le_bytes(*numbers[at..].first_chunk().expect("16 bytes"));
+        (section.offset, section.n_elements) = (number(0), number(8));
+    }
+    change(&mut header.metadata);
+    let header_offset = made.len() as u64;
+    made.extend_from_slice(&encode(path, &header).expect("a header becomes bytes"));
+    let header_len = made.len() as u32 - header_offset as u32;
+    made[..8].copy_from_slice(&MAGIC);
+    made[8..12].copy_from_slice(&CONTAINER_VERSION.to_le_bytes());
+    made[12..16].copy_from_slice(&header_len.to_le_bytes());
+    made[16..24].copy_from_slice(&header_offset.to_le_bytes());
+    let size_bytes = made.len() as u64;
+    made[24..32].copy_from_slice(&size_bytes.to_le_bytes());
+    let prelude = made.first_chunk().expect("the file has a prelude");
+    let checksum = header_checksum(prelude, &made[header_offset as usize..]);
+    made[32..64].copy_from_slice(&checksum);
+    made
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs;

@@ -119,6 +119,56 @@ proptest! {
     }
 }
 
+/// Random changes of the shipped pipelines and of the example, for as many seconds as
+/// `SBP_TEST_FUZZ_S` says, with the seed of `SBP_TEST_SEED`. A text that hangs the reader hangs the
+/// test, and what one text may take of memory has a limit.
+#[test]
+fn changed_pipelines_give_a_pipeline_or_a_mistake() {
+    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    let seed = number("SBP_TEST_SEED").unwrap_or_else(|| u64::from(std::process::id()));
+    println!("SBP_TEST_SEED={seed}");
+    let shipped = std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/../pipelines")).unwrap();
+    let mut texts = vec![EXAMPLE.to_owned()];
+    for entry in shipped {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|extension| extension == "yaml") {
+            texts.push(std::fs::read_to_string(path).unwrap());
+        }
+    }
+    texts.sort();
+    let mut state = seed;
+    let mut roll = |n: usize| {
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ (z >> 31)) % n.max(1) as u64) as usize
+    };
+    let limit = number("SBP_TEST_FUZZ_S").map(std::time::Duration::from_secs);
+    let (began, mut n_texts, mut n_good) = (std::time::Instant::now(), 0_u64, 0_u64);
+    while limit.map_or(n_texts < 300, |limit| began.elapsed() < limit) {
+        let mut text = texts[roll(texts.len())].clone();
+        for _ in 0..=roll(3) {
+            let at = text.floor_char_boundary(roll(text.len() + 1));
+            let end = text.ceil_char_boundary((at + roll(40)).min(text.len()));
+            // A piece, another place of the file, or nothing takes the place of what was there.
+            let from = text.floor_char_boundary(roll(text.len() + 1));
+            let to = text.ceil_char_boundary((from + roll(200)).min(text.len()));
+            let put = match roll(3) {
+                0 => PIECES[roll(PIECES.len())].to_owned(),
+                1 => text[from..to].to_owned(),
+                _ => String::new(),
+            };
+            text.replace_range(at..end, &put);
+        }
+        keeps_the_law(&text);
+        n_good += u64::from(read(&text, &[("seed", "1")]).pipeline.is_some());
+        n_texts += 1;
+    }
+    println!("{n_texts} texts, {n_good} of them pipelines");
+    let peak_bytes = crate::run::peak_memory_bytes();
+    assert!(peak_bytes < 2 << 30, "reading took {} MiB", peak_bytes >> 20);
+}
+
 /// All that a pipeline means, without places.
 fn meaning(pipeline: &Pipeline) -> String {
     let mut text = format!("{:?}\n", pipeline.params);
