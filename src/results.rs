@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 use engine::graph::Pipeline;
 use engine::run::RunSummary;
-use tasks::compare::{Comparison, Estimate};
+use tasks::compare::Comparison;
+use tasks::stats::Estimate;
 
 use crate::human;
 use crate::printer::Printer;
@@ -75,7 +76,7 @@ fn arms(comparison: &Comparison) -> Table {
         let signed = |e: Estimate| format!("{:+.3} to {:+.3}", e.low, e.high);
         table.row([
             arm.name.clone(),
-            format!("{:?}", arm.role).to_lowercase(),
+            arm.role.name().to_owned(),
             source("real", "repetitions").map_or_else(String::new, |n| format!("{n:.1}x")),
             source("synthetic", "n_tokens").map_or_else(|| "0".to_owned(), human::count),
             format!("{:.4}", arm.mean_nll.value),

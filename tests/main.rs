@@ -9,6 +9,7 @@ mod cli;
 mod cost;
 mod documents;
 mod harness;
+mod judge;
 mod kills;
 mod operate;
 mod pinned;

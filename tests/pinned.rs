@@ -2,12 +2,11 @@
 //! under the same revision would be served from old artifacts.
 
 use std::collections::BTreeSet;
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::net::TcpListener;
 
 use serde_json::Value;
 
 use crate::harness::{Place, read};
+use crate::judge::{Manner, Server};
 
 /// A task, its revision, a node of `every_task.yaml`, and what that node gives.
 struct Pin {
@@ -117,13 +116,13 @@ const PINS: &[Pin] = &[
     ),
     pin(
         "measure_quality",
-        1,
+        2,
         "quality",
         Figures(1e-3, &[("duplicate", 0.0), ("regurgitation", 0.11875), ("repetition", 0.28125)]),
     ),
     pin(
         "measure_quality",
-        1,
+        2,
         "quality_synth",
         Figures(
             0.15,
@@ -153,7 +152,7 @@ const PINS: &[Pin] = &[
     ),
     pin(
         "evaluate",
-        1,
+        2,
         "eval_base",
         Figures(
             1e-3,
@@ -162,7 +161,7 @@ const PINS: &[Pin] = &[
     ),
     pin(
         "compare",
-        1,
+        2,
         "compare",
         Figures(1e-3, &[("mean_nll.base", 4.77563), ("mean_nll.sbp", 5.5202), ("n_items", 30.0)]),
     ),
@@ -170,19 +169,19 @@ const PINS: &[Pin] = &[
     pin("read_items", 1, "items", Digests(&[("items", "2bb87861d24320ec")])),
     pin(
         "benchmark",
-        1,
+        2,
         "bench_base",
         Figures(1e-3, &[("acc", 0.5), ("acc_bytes", 0.5), ("acc_norm", 0.5), ("n_items", 24.0)]),
     ),
     pin(
         "compare_benchmarks",
-        1,
+        2,
         "compare_benchmarks",
         Figures(1e-3, &[("average.bench_base", 50.0), ("average.bench_sbp", 50.0)]),
     ),
-    pin("judge", 1, "judge", Figures(0.0, &[("answers", 20.0), ("repetition", 0.0)])),
+    pin("judge", 2, "judge", Figures(0.0, &[("answers", 20.0), ("repetition", 0.0)])),
     pin("select_model", 1, "select_model", Figures(0.0, &[("chosen", 0.0), ("n_candidates", 2.0)])),
-    pin("report", 2, "report", Figures(0.02, &[("html_bytes", 13_712.0)])),
+    pin("report", 3, "report", Figures(0.02, &[("html_bytes", 13_712.0)])),
     pin(
         "generate_world",
         1,
@@ -240,7 +239,7 @@ const PINS: &[Pin] = &[
     ),
     pin(
         "compare_arms",
-        1,
+        2,
         "closed_compare",
         Figures(1e-3, &[("accuracy.sbp", 0.2), ("accuracy_minus.random", 0.0), ("n_seeds", 1.0)]),
     ),
@@ -265,7 +264,7 @@ pub(crate) fn every_task() -> Place {
     place.write("foreign.json", FOREIGN_TOKENIZER);
     place.write("every_task.yaml", &read("tests/pipelines/every_task.yaml"));
     place.write("items.jsonl", &items());
-    let judge = format!("judge_url={}", judge());
+    let judge = format!("judge_url={}", Server::start(Manner::Plain).url);
     place.sbp(&["run", "every_task.yaml", "--set", &judge]).expect(0);
     place
 }
@@ -300,37 +299,6 @@ fn items() -> String {
         )
     };
     (0..24).map(item).collect()
-}
-
-/// Starts a server that answers `No` to everything; gives its address.
-fn judge() -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let url = format!("http://{}/v1", listener.local_addr().unwrap());
-    std::thread::spawn(move || {
-        for stream in listener.incoming() {
-            let mut stream = stream.unwrap();
-            let mut reader = BufReader::new(stream.try_clone().unwrap());
-            let mut length = 0;
-            loop {
-                let mut line = String::new();
-                reader.read_line(&mut line).unwrap();
-                if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
-                    length = value.trim().parse().unwrap();
-                }
-                if line.trim().is_empty() {
-                    break;
-                }
-            }
-            reader.read_exact(&mut vec![0; length]).unwrap();
-            let body = r#"{"choices": [{"message": {"content": "Nothing comes back.\nNo"}}]}"#;
-            let head = format!(
-                "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
-                body.len()
-            );
-            stream.write_all((head + body).as_bytes()).unwrap();
-        }
-    });
-    url
 }
 
 /// Name and value of the figures of a node's last attempt.

@@ -15,7 +15,6 @@ mod score;
 #[cfg(test)]
 mod tests;
 
-use std::fs;
 use std::io;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -28,18 +27,19 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::corpus::write_json;
+use crate::corpus::{read_json, write_json};
 use crate::cost::{fact, figure};
 use crate::lm::hf;
 use crate::read_items;
 use crate::tokenizer::Tokenizer;
+use crate::{rows, stats};
 
 pub use form::Name;
 use form::{Form, Item};
 use likelihood::{Cutter, Scored, Scorer};
 use open::Writer;
 use python_random::PythonRandom;
-pub use score::{Metric, Row, Scores};
+pub use score::{Row, Scores};
 
 const SCORES_FILE: &str = "scores.json";
 const ROWS_FILE: &str = "items.jsonl.zst";
@@ -102,7 +102,7 @@ fn default_n_resamples() -> usize {
 
 impl Task for Benchmark {
     const KIND: &'static str = "benchmark";
-    const REVISION: u32 = 1;
+    const REVISION: u32 = 2;
     const SUMMARY: &'static str = "scores a model on a benchmark as lm-evaluation-harness does";
     const DETERMINISM: Determinism = Determinism::BitwisePerDevice;
     const INPUTS: &'static [Port] = &[
@@ -127,11 +127,7 @@ impl Task for Benchmark {
         if params.max_new_tokens == 0 {
             return Err(ParamError::new("max_new_tokens", "0 tokens are no answer"));
         }
-        if params.n_resamples < 100 {
-            let message = format!("{} is below 100, too few for an interval", params.n_resamples);
-            return Err(ParamError::new("n_resamples", message));
-        }
-        Ok(())
+        stats::check_resamples(params.n_resamples)
     }
 
     fn cost(params: &Params, inputs: &Predicted) -> Estimate {
@@ -170,7 +166,7 @@ impl Task for Benchmark {
         let rows = ask_all(ctx, params, &forms, &mut asker)?;
         let scores = score::summarize(params, &rows);
         let dir = ctx.out("benchmark")?;
-        score::write_rows(&dir.join(ROWS_FILE), &rows)?;
+        rows::write(&dir.join(ROWS_FILE), &rows)?;
         write_json(&dir.join(SCORES_FILE), &scores)?;
         let mut outputs = Outputs::default().metric("n_items", rows.len() as f64);
         for (name, metric) in &scores.metrics {
@@ -303,7 +299,7 @@ fn ask_all(
     asker: &mut Asker<'_>,
 ) -> Result<Vec<Row>, Failure> {
     let mut rows: Vec<Row> = match ctx.latest_checkpoint()? {
-        Some(checkpoint) => score::read_rows(&checkpoint.dir.join(ROWS_FILE))?,
+        Some(checkpoint) => rows::read(&checkpoint.dir.join(ROWS_FILE))?,
         None => Vec::new(),
     };
     let total = forms.len() as u64;
@@ -313,7 +309,7 @@ fn ask_all(
         if rows.len() > n_saved {
             n_saved = rows.len();
             ctx.save_checkpoint(n_saved as u64, |dir: &Path| {
-                score::write_rows(&dir.join(ROWS_FILE), rows)
+                rows::save(&dir.join(ROWS_FILE), rows)
             })?;
         }
         Ok(())
@@ -337,10 +333,5 @@ fn ask_all(
 /// # Errors
 /// When a file cannot be read or is not what this task writes.
 pub fn read(dir: &Path) -> Result<(Scores, Vec<Row>), Failure> {
-    let path = dir.join(SCORES_FILE);
-    let bytes = fs::read(&path)
-        .map_err(|error| Failure::io(format!("cannot read `{}`", path.display()), &error))?;
-    let scores = serde_json::from_slice(&bytes)
-        .map_err(|error| Failure::permanent(format!("`{}`: {error}", path.display())))?;
-    Ok((scores, score::read_rows(&dir.join(ROWS_FILE))?))
+    Ok((read_json(&dir.join(SCORES_FILE))?, rows::read(&dir.join(ROWS_FILE))?))
 }

@@ -16,7 +16,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::compare::arm_of;
-use crate::corpus::write_json;
+use crate::corpus::{read_json, write_json};
 use crate::format::Error;
 use crate::format::tokens::Tokens;
 use crate::sample::stream_tokens;
@@ -29,12 +29,8 @@ pub struct CheckArms;
 #[serde(deny_unknown_fields)]
 pub struct Params {
     /// The arm that never repeats a document; it must be among the schedules.
-    #[serde(default = "default_oracle")]
+    #[serde(default = "crate::compare::default_oracle")]
     pub oracle: String,
-}
-
-fn default_oracle() -> String {
-    "oracle".to_owned()
 }
 
 /// What is read of a schedule's `books.json`.
@@ -121,9 +117,7 @@ impl Task for CheckArms {
 }
 
 fn read_books(input: &Input) -> Result<Books, Error> {
-    let path = input.dir.join("books.json");
-    let bytes = std::fs::read(&path).map_err(|error| Error::io("read", &path, error))?;
-    serde_json::from_slice(&bytes).map_err(|error| Error::damaged(&path, error.to_string()))
+    read_json(&input.dir.join("books.json"))
 }
 
 fn same_budget(arms: &[String], books: &[Books]) -> Check {

@@ -6,8 +6,6 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::fs::File;
-use std::io::{BufRead, BufReader};
 use std::path::Path;
 
 use engine::task::{Context, Determinism, Failure, Input, Inputs, Outputs, ParamError, Port, Task};
@@ -15,9 +13,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::corpus::write_json;
+use crate::corpus::{read_json, write_json};
 use crate::format::Error;
-use crate::stats;
+use crate::stats::Estimate;
+use crate::{rows, stats};
 
 /// See the module.
 pub struct Compare;
@@ -33,12 +32,16 @@ pub struct Params {
     /// The arm that the others are compared with.
     #[serde(default = "default_baseline")]
     pub baseline: String,
-    /// The arm under test; every arm but it, the baseline and the oracle is a control.
+    /// The arm under test.
     #[serde(default = "default_treatment")]
     pub treatment: String,
     /// The arm with more unique data, if there is one of this name.
     #[serde(default = "default_oracle")]
     pub oracle: String,
+    /// Arms that lack what the treatment claims to add; `[]` for none. Default: every arm but the
+    /// baseline, the treatment and the oracle.
+    #[serde(default)]
+    pub controls: Option<Vec<String>>,
     /// Resamples of the documents.
     #[serde(default = "default_n_resamples")]
     pub n_resamples: usize,
@@ -47,28 +50,20 @@ pub struct Params {
     pub seed: u64,
 }
 
-fn default_baseline() -> String {
+/// The arm's name in every task that compares arms.
+pub(crate) fn default_baseline() -> String {
     "base".to_owned()
 }
-fn default_treatment() -> String {
+/// The arm's name in every task that compares arms.
+pub(crate) fn default_treatment() -> String {
     "sbp".to_owned()
 }
-fn default_oracle() -> String {
+/// The arm's name in every task that compares arms.
+pub(crate) fn default_oracle() -> String {
     "oracle".to_owned()
 }
 fn default_n_resamples() -> usize {
     2000
-}
-
-/// A value with its 95 % interval.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Estimate {
-    /// On all documents.
-    pub value: f64,
-    /// Lower end.
-    pub low: f64,
-    /// Upper end.
-    pub high: f64,
 }
 
 /// What an arm is for.
@@ -83,6 +78,21 @@ pub enum Role {
     Control,
     /// More unique real documents.
     Oracle,
+    /// Something else to compare with, such as another share of synthetic text.
+    Other,
+}
+
+impl Role {
+    /// As written in results.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Baseline => "baseline",
+            Self::Treatment => "treatment",
+            Self::Control => "control",
+            Self::Oracle => "oracle",
+            Self::Other => "other",
+        }
+    }
 }
 
 /// One arm's figures.
@@ -114,12 +124,14 @@ pub struct Arm {
     pub books: Value,
 }
 
-/// The treatment against one control.
+/// The treatment against a control or another arm.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Contrast {
-    /// The control.
-    pub control: String,
-    /// Treatment's `mean_nll` minus the control's; below 0 is better.
+    /// The arm.
+    pub against: String,
+    /// What it is for: [`Role::Control`] or [`Role::Other`].
+    pub role: Role,
+    /// Treatment's `mean_nll` minus the arm's; below 0 is better.
     pub difference: Estimate,
 }
 
@@ -138,7 +150,7 @@ pub struct Comparison {
     pub budgets_match: bool,
     /// The arms, in the order given.
     pub arms: Vec<Arm>,
-    /// The treatment against each control.
+    /// The treatment against each control and other arm.
     pub contrasts: Vec<Contrast>,
 }
 
@@ -148,9 +160,7 @@ impl Comparison {
     /// # Errors
     /// When `comparison.json` cannot be read.
     pub fn read(dir: &Path) -> Result<Self, Error> {
-        let path = dir.join("comparison.json");
-        let bytes = std::fs::read(&path).map_err(|error| Error::io("read", &path, error))?;
-        serde_json::from_slice(&bytes).map_err(|error| Error::damaged(&path, error.to_string()))
+        read_json(&dir.join("comparison.json"))
     }
 
     /// The first arm of a role.
@@ -159,17 +169,21 @@ impl Comparison {
     }
 }
 
+/// The value of a matrix axis in a node's name, such as `sbp` of `arm` in `eval[seed=1, arm=sbp]`.
+pub(crate) fn axis<'n>(node: &'n str, name: &str) -> Option<&'n str> {
+    let values = node.split_once('[')?.1.trim_end_matches(']').split(',');
+    let mut values = values.filter_map(|pair| pair.trim().split_once('='));
+    values.find(|(axis, _)| *axis == name).map(|(_, value)| value)
+}
+
 /// The arm's name in a node: its matrix value `arm`, or else the node's name.
 pub(crate) fn arm_of(node: &str) -> String {
-    let value = node.split_once('[').and_then(|(_, matrix)| {
-        matrix.trim_end_matches(']').split(',').find_map(|pair| pair.trim().strip_prefix("arm="))
-    });
-    value.unwrap_or(node).to_owned()
+    axis(node, "arm").unwrap_or(node).to_owned()
 }
 
 impl Task for Compare {
     const KIND: &'static str = "compare";
-    const REVISION: u32 = 1;
+    const REVISION: u32 = 2;
     const SUMMARY: &'static str = "compares arms on the same documents, with paired intervals";
     const DETERMINISM: Determinism = Determinism::BitwisePerDevice;
     const INPUTS: &'static [Port] = &[
@@ -181,18 +195,14 @@ impl Task for Compare {
     type Params = Params;
 
     fn check(params: &Params) -> Result<(), ParamError> {
-        if params.n_resamples < 100 {
-            let message = format!("{} is below 100, too few for an interval", params.n_resamples);
-            return Err(ParamError::new("n_resamples", message));
-        }
-        Ok(())
+        stats::check_resamples(params.n_resamples)
     }
 
     fn run(ctx: &mut Context, params: &Params, inputs: &Inputs) -> Result<Outputs, Failure> {
         let evaluations = inputs.many("evaluations");
         let names = names(params, evaluations)?;
         let items = read_all(&names, evaluations)?;
-        let books = read_books(&names, inputs.many("schedules"))?;
+        let books = read_books(params, &names, inputs.many("schedules"))?;
         ctx.check_cancelled()?;
         let comparison = compare(params, &names, evaluations, &items, books);
         let dir = ctx.out("comparison")?;
@@ -203,7 +213,7 @@ impl Task for Compare {
             outputs = outputs.metric(format!("mean_nll.{}", arm.name), arm.mean_nll.value);
         }
         for contrast in &comparison.contrasts {
-            let name = format!("treatment_minus.{}", contrast.control);
+            let name = format!("treatment_minus.{}", contrast.against);
             outputs = outputs.metric(name, contrast.difference.value);
         }
         Ok(outputs)
@@ -234,6 +244,16 @@ fn names(params: &Params, evaluations: &[Input]) -> Result<Vec<String>, Failure>
             return Err(Failure::permanent(message));
         }
     }
+    for control in params.controls.iter().flatten() {
+        let named = [&params.baseline, &params.treatment, &params.oracle];
+        if named.contains(&control) || !names.contains(control) {
+            let message =
+                format!("`controls` names `{control}`, which is no arm beside the others");
+            return Err(
+                Failure::permanent(message).help(format!("the arms are {}", names.join(", ")))
+            );
+        }
+    }
     Ok(names)
 }
 
@@ -251,13 +271,9 @@ type Items = BTreeMap<(String, String), (f64, u64, u64)>;
 
 fn read_items(dir: &Path) -> Result<Items, Error> {
     let path = dir.join("items.jsonl.zst");
-    let open = || zstd::Decoder::new(File::open(&path)?);
-    let decoder = open().map_err(|error| Error::io("open", &path, error))?;
     let mut items = Items::new();
-    for (i, line) in BufReader::new(decoder).lines().enumerate() {
-        let line = line.map_err(|error| Error::damaged(&path, error.to_string()))?;
+    for (i, line) in rows::read::<Line>(&path)?.into_iter().enumerate() {
         let place = |what: String| Error::damaged(&path, format!("line {}: {what}", i + 1));
-        let line: Line = serde_json::from_str(&line).map_err(|error| place(error.to_string()))?;
         if !line.nll.is_finite() || line.tokens == 0 {
             return Err(place(format!("item `{}` has no finite loss per token", line.item)));
         }
@@ -293,7 +309,11 @@ fn read_all(names: &[String], evaluations: &[Input]) -> Result<Vec<Items>, Failu
     Ok(all)
 }
 
-fn read_books(names: &[String], schedules: &[Input]) -> Result<Vec<Value>, Failure> {
+fn read_books(
+    params: &Params,
+    names: &[String],
+    schedules: &[Input],
+) -> Result<Vec<Value>, Failure> {
     if schedules.len() != names.len() {
         let message =
             format!("{} schedules are connected, for {} arms", schedules.len(), names.len());
@@ -301,13 +321,24 @@ fn read_books(names: &[String], schedules: &[Input]) -> Result<Vec<Value>, Failu
             Failure::permanent(message).help("connect one for each evaluation, in its order")
         );
     }
-    let read = |input: &Input| -> Result<Value, Failure> {
-        let path = input.dir.join("books.json");
-        let bytes = std::fs::read(&path).map_err(|error| Error::io("read", &path, error))?;
-        Ok(serde_json::from_slice(&bytes)
-            .map_err(|error| Error::damaged(&path, error.to_string()))?)
-    };
-    schedules.iter().map(read).collect()
+    for (name, input) in names.iter().zip(schedules) {
+        // Names given in `arms` need not be those of the matrix.
+        let arm =
+            axis(&input.node, "arm").filter(|arm| params.arms.is_empty() && *arm != name.as_str());
+        if let Some(arm) = arm {
+            let message = format!(
+                "`{}` is of arm `{arm}`, but its place among the evaluations is that of `{name}`",
+                input.node
+            );
+            return Err(
+                Failure::permanent(message).help("connect evaluations and schedules in one order")
+            );
+        }
+    }
+    Ok(schedules
+        .iter()
+        .map(|input| read_json(&input.dir.join("books.json")))
+        .collect::<Result<_, Error>>()?)
 }
 
 /// Bootstrap values of every arm.
@@ -327,16 +358,15 @@ impl Resampled {
             x / y
         };
         let value = arms.iter().map(sum).collect();
-        Self { value, resamples: stats::paired_bootstrap(&arms, params.n_resamples, params.seed) }
+        let rng = stats::resampling(params.seed);
+        Self { value, resamples: stats::paired_bootstrap(&arms, params.n_resamples, rng) }
     }
 
     /// `f` of the arms' values, with its interval.
     fn estimate(&self, f: impl Fn(&dyn Fn(usize) -> f64) -> f64) -> Estimate {
         let value = f(&|arm| self.value[arm]);
         let n = self.resamples.first().map_or(0, Vec::len);
-        let values = (0..n).map(|r| f(&|arm| self.resamples[arm][r])).collect();
-        let (low, high) = stats::interval_95(values);
-        Estimate { value, low, high }
+        Estimate::of(value, (0..n).map(|r| f(&|arm| self.resamples[arm][r])).collect())
     }
 }
 
@@ -364,10 +394,11 @@ fn compare(
             .filter(|&oracle| oracle_beats_baseline == Some(true) && i != base && i != oracle);
         Arm {
             name: names[i].clone(),
-            role: match i {
+            role: match &params.controls {
                 _ if i == base => Role::Baseline,
                 _ if i == treatment => Role::Treatment,
                 _ if Some(i) == oracle => Role::Oracle,
+                Some(controls) if !controls.contains(&names[i]) => Role::Other,
                 _ => Role::Control,
             },
             node: evaluations[i].node.clone(),
@@ -388,8 +419,12 @@ fn compare(
     let contrasts = arms
         .iter()
         .enumerate()
-        .filter(|(_, arm)| arm.role == Role::Control)
-        .map(|(i, arm)| Contrast { control: arm.name.clone(), difference: minus(treatment, i) })
+        .filter(|(_, arm)| matches!(arm.role, Role::Control | Role::Other))
+        .map(|(i, arm)| Contrast {
+            against: arm.name.clone(),
+            role: arm.role,
+            difference: minus(treatment, i),
+        })
         .collect();
     Comparison {
         n_items: items[base].len() as u64,
@@ -422,10 +457,9 @@ fn csv(comparison: &Comparison) -> String {
         None => ",,".to_owned(),
     };
     for arm in &comparison.arms {
-        let role = serde_json::to_value(arm.role).expect("a role is a string");
         let fields = [
             csv_field(&arm.name),
-            role.as_str().unwrap_or_default().to_owned(),
+            arm.role.name().to_owned(),
             triple(Some(arm.mean_nll)),
             triple(Some(arm.perplexity)),
             triple(Some(arm.bits_per_byte)),

@@ -19,12 +19,14 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::check_arms::Check;
-use crate::corpus::write_json;
+use crate::compare::axis;
+use crate::corpus::{read_json, write_json};
 use crate::evaluate_synthesizer::{PairScores, SynthesizerScores};
 use crate::evaluate_world::{Kinds, WorldEvaluation};
 use crate::format::Error;
 use crate::measure_facts::{Facts, FactsReport};
 use crate::pair_true::{AGREEMENT_FILE, Agreement};
+use crate::stats;
 use estimate::Study as Evaluations;
 
 /// Compares arms over seeds.
@@ -35,13 +37,13 @@ pub struct CompareArms;
 #[serde(deny_unknown_fields)]
 pub struct Params {
     /// The arm that repeats the documents.
-    #[serde(default = "default_baseline")]
+    #[serde(default = "crate::compare::default_baseline")]
     pub baseline: String,
     /// The arm under test.
-    #[serde(default = "default_treatment")]
+    #[serde(default = "crate::compare::default_treatment")]
     pub treatment: String,
     /// The arm that never repeats a document.
-    #[serde(default = "default_oracle")]
+    #[serde(default = "crate::compare::default_oracle")]
     pub oracle: String,
     /// Arms that lack what the treatment claims to add. The best of them, for each seed and figure, is
     /// what the treatment has to beat.
@@ -54,15 +56,6 @@ pub struct Params {
     pub seed: u64,
 }
 
-fn default_baseline() -> String {
-    "base".to_owned()
-}
-fn default_treatment() -> String {
-    "sbp".to_owned()
-}
-fn default_oracle() -> String {
-    "oracle".to_owned()
-}
 fn default_n_resamples() -> usize {
     2000
 }
@@ -226,7 +219,7 @@ pub struct Study {
 
 impl Task for CompareArms {
     const KIND: &'static str = "compare_arms";
-    const REVISION: u32 = 1;
+    const REVISION: u32 = 2;
     const SUMMARY: &'static str = "compares the arms of a study on a world, over seeds";
     const DETERMINISM: Determinism = Determinism::BitwisePerDevice;
     const INPUTS: &'static [Port] = &[
@@ -241,10 +234,7 @@ impl Task for CompareArms {
     type Params = Params;
 
     fn check(params: &Params) -> Result<(), ParamError> {
-        if params.n_resamples < 100 {
-            let message = format!("{} is below 100, too few for an interval", params.n_resamples);
-            return Err(ParamError::new("n_resamples", message));
-        }
+        stats::check_resamples(params.n_resamples)?;
         if params.controls.is_empty() {
             return Err(ParamError::new("controls", "no control is named")
                 .help("name the arms that lack what the treatment claims to add"));
@@ -306,11 +296,6 @@ fn metrics(study: &Study) -> Outputs {
     outputs
 }
 
-fn read_json<T: serde::de::DeserializeOwned>(path: &std::path::Path) -> Result<T, Error> {
-    let bytes = std::fs::read(path).map_err(|error| Error::io("read", path, error))?;
-    serde_json::from_slice(&bytes).map_err(|error| Error::damaged(path, error.to_string()))
-}
-
 fn each<T>(
     inputs: &[Input],
     read: impl Fn(&Input) -> Result<T, Error>,
@@ -324,13 +309,9 @@ fn each<T>(
 
 /// The values of the axes `arm` and `seed` in a node's name; the node's name, and nothing, without.
 fn place(node: &str) -> (String, String) {
-    let axis = |name: &str| {
-        let values = node.split_once('[')?.1.trim_end_matches(']').split(',');
-        values.filter_map(|pair| pair.trim().split_once('=')).find(|(axis, _)| *axis == name)
-    };
-    let value = |name| axis(name).map(|(_, value)| value.to_owned());
     let own_name = node.split('[').next().unwrap_or(node);
-    (value("arm").unwrap_or_else(|| own_name.to_owned()), value("seed").unwrap_or_default())
+    let arm = axis(node, "arm").unwrap_or(own_name);
+    (arm.to_owned(), axis(node, "seed").unwrap_or_default().to_owned())
 }
 
 /// Reads one evaluation.

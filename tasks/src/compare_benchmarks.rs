@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::benchmark;
 use crate::compare::arm_of;
 use crate::corpus::write_json;
+use crate::stats;
 
 pub use table::{Cell, Line, Seeds, Table};
 use table::{Measured, compare, csv};
@@ -28,11 +29,15 @@ pub struct CompareBenchmarks;
 #[serde(deny_unknown_fields)]
 pub struct Params {
     /// The arm that the others are compared with.
-    #[serde(default = "default_baseline")]
+    #[serde(default = "crate::compare::default_baseline")]
     pub baseline: String,
     /// The arm with more unique data, if there is one of this name.
-    #[serde(default = "default_oracle")]
+    #[serde(default = "crate::compare::default_oracle")]
     pub oracle: String,
+    /// Benchmarks with an accuracy that are no part of the average, nor of the share of the oracle's
+    /// gain. The paper's average is over six; of MMLU it takes the perplexity.
+    #[serde(default = "default_not_averaged")]
+    pub not_averaged: Vec<String>,
     /// Resamples of the items.
     #[serde(default = "default_n_resamples")]
     pub n_resamples: usize,
@@ -41,11 +46,8 @@ pub struct Params {
     pub seed: u64,
 }
 
-fn default_baseline() -> String {
-    "base".to_owned()
-}
-fn default_oracle() -> String {
-    "oracle".to_owned()
+fn default_not_averaged() -> Vec<String> {
+    vec!["mmlu".to_owned()]
 }
 fn default_n_resamples() -> usize {
     10_000
@@ -53,7 +55,7 @@ fn default_n_resamples() -> usize {
 
 impl Task for CompareBenchmarks {
     const KIND: &'static str = "compare_benchmarks";
-    const REVISION: u32 = 1;
+    const REVISION: u32 = 2;
     const SUMMARY: &'static str = "compares arms on benchmarks, with paired tests and intervals";
     const DETERMINISM: Determinism = Determinism::BitwisePerDevice;
     const INPUTS: &'static [Port] = &[Port::many(
@@ -66,11 +68,7 @@ impl Task for CompareBenchmarks {
     type Params = Params;
 
     fn check(params: &Params) -> Result<(), ParamError> {
-        if params.n_resamples < 100 {
-            let message = format!("{} is below 100, too few for an interval", params.n_resamples);
-            return Err(ParamError::new("n_resamples", message));
-        }
-        Ok(())
+        stats::check_resamples(params.n_resamples)
     }
 
     fn run(ctx: &mut Context, params: &Params, inputs: &Inputs) -> Result<Outputs, Failure> {

@@ -10,6 +10,7 @@ use std::io::{self, BufRead, BufReader, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use engine::digest::Digest;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -32,6 +33,17 @@ pub struct Document {
     /// What is known of it: where it came from, and anything a task adds.
     #[serde(default)]
     pub meta: Map<String, Value>,
+}
+
+impl Document {
+    /// The id of the real document that it was written from; nothing when it was written without one.
+    ///
+    /// # Errors
+    /// With what stands at `seed_id` where that is no id.
+    pub fn seed_id(&self) -> Option<Result<u64, &Value>> {
+        let value = self.meta.get("seed_id").filter(|value| !value.is_null())?;
+        Some(value.as_str().and_then(hex_id::parse).ok_or(value))
+    }
 }
 
 /// The id of record `record` of the source file `relative`: the first 8 bytes of a BLAKE3 digest.
@@ -62,10 +74,13 @@ pub mod hex_id {
     /// When it is not 16 hex digits.
     pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
         let text = String::deserialize(deserializer)?;
+        parse(&text).ok_or_else(|| D::Error::custom(format!("id `{text}` is not 16 hex digits")))
+    }
+
+    /// The id that 16 hex digits stand for.
+    pub(super) fn parse(text: &str) -> Option<u64> {
         let hex = text.len() == 16 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
-        hex.then(|| u64::from_str_radix(&text, 16).ok())
-            .flatten()
-            .ok_or_else(|| D::Error::custom(format!("id `{text}` is not 16 hex digits")))
+        hex.then(|| u64::from_str_radix(text, 16).ok()).flatten()
     }
 }
 
@@ -432,6 +447,15 @@ pub fn write_json(path: &Path, value: &impl Serialize) -> Result<(), Error> {
         file.sync_all()
     };
     write().map_err(|error| Error::io("write", path, error))
+}
+
+/// Reads a JSON file.
+///
+/// # Errors
+/// When it cannot be read or is no such value.
+pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, Error> {
+    let bytes = std::fs::read(path).map_err(|error| Error::io("read", path, error))?;
+    serde_json::from_slice(&bytes).map_err(|error| Error::damaged(path, error.to_string()))
 }
 
 #[cfg(test)]

@@ -5,14 +5,11 @@
 //! window begins with the token before its first target, and attends to nothing earlier. Perplexity
 //! is that of the pooled tokens; it compares models of one tokenizer only, bits per byte any.
 
-mod bootstrap;
 #[cfg(test)]
 mod tests;
 mod windows;
 
-use std::fs::{self, File};
-use std::io::{self, Write};
-use std::path::Path;
+use std::fs;
 use std::time::{Duration, Instant};
 
 use engine::task::{
@@ -28,6 +25,7 @@ use crate::format::tokens::Tokens;
 use crate::lm::forward::Forward;
 use crate::lm::{Weights, hf};
 use crate::tokenizer::Tokenizer;
+use crate::{rows, stats};
 
 use windows::Batches;
 
@@ -51,7 +49,7 @@ pub struct Params {
     pub name: String,
     /// Resamples of the documents for the 95 % interval.
     #[serde(default = "default_n_resamples")]
-    pub n_resamples: u32,
+    pub n_resamples: usize,
     /// Seed of the resamples.
     #[serde(default)]
     pub seed: u64,
@@ -61,7 +59,7 @@ fn default_name() -> String {
     "heldout".to_owned()
 }
 
-fn default_n_resamples() -> u32 {
+fn default_n_resamples() -> usize {
     1000
 }
 
@@ -115,7 +113,7 @@ pub struct Scores {
 
 impl Task for Evaluate {
     const KIND: &'static str = "evaluate";
-    const REVISION: u32 = 1;
+    const REVISION: u32 = 2;
     const SUMMARY: &'static str = "scores a model on held-out text";
     const DETERMINISM: Determinism = Determinism::BitwisePerDevice;
     const INPUTS: &'static [Port] = &[
@@ -131,11 +129,7 @@ impl Task for Evaluate {
         if params.name.is_empty() {
             return Err(ParamError::new("name", "it is empty"));
         }
-        if params.n_resamples < 100 {
-            let message = format!("{} is below 100, too few for an interval", params.n_resamples);
-            return Err(ParamError::new("n_resamples", message));
-        }
-        Ok(())
+        stats::check_resamples(params.n_resamples)
     }
 
     fn cost(_: &Params, inputs: &Predicted) -> Estimate {
@@ -180,7 +174,7 @@ impl Task for Evaluate {
             .collect();
         let score = summarize(params, &items);
         let dir = ctx.out("evaluation")?;
-        write_items(&dir.join(ITEMS_FILE), &items)?;
+        rows::write(&dir.join(ITEMS_FILE), &items)?;
         let tasks = std::iter::once((params.name.clone(), score.clone())).collect();
         write_json(&dir.join(SCORES_FILE), &Scores { version: 1, tasks })?;
         let mean = score.tokens as f64 / score.n_items as f64;
@@ -271,26 +265,17 @@ fn summarize(params: &Params, items: &[Item]) -> Score {
     let tokens: u64 = items.iter().map(|item| item.tokens).sum();
     let bytes: u64 = items.iter().map(|item| item.bytes).sum();
     let pairs: Vec<(f64, f64)> = items.iter().map(|item| (item.nll, item.tokens as f64)).collect();
-    let (mean_nll_low, mean_nll_high) =
-        bootstrap::ratio_interval(&pairs, params.n_resamples as usize, params.seed);
-    let mean_nll = nll / tokens as f64;
+    let rng = stats::resampling(params.seed);
+    let resampled = stats::paired_bootstrap(&[pairs], params.n_resamples, rng).swap_remove(0);
+    let mean_nll = stats::Estimate::of(nll / tokens as f64, resampled);
     Score {
         n_items: items.len() as u64,
         tokens,
         bytes,
-        mean_nll,
-        mean_nll_low,
-        mean_nll_high,
-        token_perplexity: mean_nll.exp(),
+        mean_nll: mean_nll.value,
+        mean_nll_low: mean_nll.low,
+        mean_nll_high: mean_nll.high,
+        token_perplexity: mean_nll.value.exp(),
         bits_per_byte: nll / std::f64::consts::LN_2 / bytes.max(1) as f64,
     }
-}
-
-fn write_items(path: &Path, items: &[Item]) -> io::Result<()> {
-    let mut encoder = zstd::Encoder::new(File::create(path)?, 3)?;
-    for item in items {
-        serde_json::to_writer(&mut encoder, item)?;
-        encoder.write_all(b"\n")?;
-    }
-    encoder.finish()?.sync_all()
 }

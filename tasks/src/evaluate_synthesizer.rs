@@ -18,7 +18,7 @@ use kernels::Pool;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::corpus::write_json;
+use crate::corpus::{read_json, write_json};
 use crate::format::Error;
 use crate::lm::batch::Batch;
 use crate::lm::{Weights, hf};
@@ -83,9 +83,7 @@ impl SynthesizerScores {
     /// # Errors
     /// When the file cannot be read.
     pub fn open(dir: &Path) -> Result<Self, Error> {
-        let path = dir.join(FILE);
-        let bytes = std::fs::read(&path).map_err(|error| Error::io("read", &path, error))?;
-        serde_json::from_slice(&bytes).map_err(|error| Error::damaged(&path, error.to_string()))
+        read_json(&dir.join(FILE))
     }
 }
 

@@ -21,7 +21,7 @@ use kernels::Pool;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::corpus::write_json;
+use crate::corpus::{read_json, write_json};
 use crate::format::Error;
 use crate::lm::{hf, snapshots};
 use crate::rows;
@@ -152,10 +152,7 @@ impl WorldEvaluation {
     /// # Errors
     /// When a file cannot be read.
     pub fn open(dir: &Path) -> Result<Self, Error> {
-        let path = dir.join(SCORES_FILE);
-        let bytes = std::fs::read(&path).map_err(|error| Error::io("read", &path, error))?;
-        let scores = serde_json::from_slice(&bytes)
-            .map_err(|error| Error::damaged(&path, error.to_string()))?;
+        let scores = read_json(&dir.join(SCORES_FILE))?;
         let documents = rows::read(&dir.join(DOCUMENTS_FILE))?;
         let questions = rows::read(&dir.join(QUESTIONS_FILE))?;
         Ok(Self { scores, documents, questions })

@@ -9,7 +9,7 @@ use engine::task::{Context, Determinism, Failure, Inputs, Outputs, ParamError, P
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::corpus::write_json;
+use crate::corpus::{read_json, write_json};
 use crate::format::Error;
 use crate::judge::{Judgement, Measure};
 use crate::measure_quality::{Quality, Rate};
@@ -21,13 +21,13 @@ pub struct Gate;
 #[derive(Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Params {
-    /// Lowest share of documents that are about what their seed is about; unset for no limit.
+    /// Lowest share of documents that are about what their seed is about; `null` for no limit.
     #[serde(default = "default_relevance_min")]
     pub relevance_min: Option<f64>,
-    /// Lowest share of documents that are no copy of their seed; unset for no limit.
+    /// Lowest share of documents that are no copy of their seed; `null` for no limit.
     #[serde(default = "default_novelty_min")]
     pub novelty_min: Option<f64>,
-    /// Lowest share of documents that do not repeat themselves; unset for no limit.
+    /// Lowest share of documents that do not repeat themselves; `null` for no limit.
     #[serde(default = "default_non_repetition_min")]
     pub non_repetition_min: Option<f64>,
     /// What to do below a limit: `fail`, `park` to wait for an operator, or `warn` and go on.
@@ -81,9 +81,7 @@ impl Decision {
     /// # Errors
     /// When `decision.json` cannot be read.
     pub fn read(dir: &Path) -> Result<Self, Error> {
-        let path = dir.join(DECISION_FILE);
-        let bytes = std::fs::read(&path).map_err(|error| Error::io("read", &path, error))?;
-        serde_json::from_slice(&bytes).map_err(|error| Error::damaged(&path, error.to_string()))
+        read_json(&dir.join(DECISION_FILE))
     }
 }
 
@@ -125,6 +123,11 @@ impl Task for Gate {
             ("novelty_min", params.novelty_min),
             ("non_repetition_min", params.non_repetition_min),
         ];
+        if limits.iter().all(|(_, limit)| limit.is_none()) {
+            return Err(ParamError::new("relevance_min", "no figure has a limit").help(
+                "give at least one of relevance_min, novelty_min, non_repetition_min a number",
+            ));
+        }
         for (name, limit) in limits {
             if let Some(limit) = limit.filter(|limit| !(0.0..=1.0).contains(limit)) {
                 let message = format!("{name} is {limit}; a share lies in 0 to 1");
@@ -165,8 +168,9 @@ impl Task for Gate {
 fn figure(name: &str, rate: &Rate, min: f64, complement: bool) -> Result<Figure, Failure> {
     if rate.n == 0 {
         let message = format!("`{name}` was measured on no document");
-        return Err(Failure::permanent(message)
-            .help("documents without seeds have no relevance and novelty: unset those limits"));
+        return Err(Failure::permanent(message).help(
+            "documents without seeds have no relevance and novelty: set those limits to `null`",
+        ));
     }
     let (value, low, high) = if complement {
         (1.0 - rate.rate, 1.0 - rate.high, 1.0 - rate.low)

@@ -13,8 +13,6 @@ mod prompts;
 mod tests;
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::Write;
 use std::path::Path;
 use std::time::Duration;
 
@@ -26,12 +24,13 @@ use kernels::philox::Philox;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::corpus::{Corpus, Document, write_json};
+use crate::corpus::{Corpus, Document, read_json, write_json};
 use crate::cost::{fact, figure};
 use crate::decode::Codec;
 use crate::format::Error;
 use crate::format::tokens::Tokens;
 use crate::measure_quality::Rate;
+use crate::rows;
 
 use ask::{Judged, Question, Spent};
 use client::Client;
@@ -96,7 +95,8 @@ pub struct Params {
     /// Most answers to pay for, all attempts together.
     #[serde(default)]
     pub answers_max: Option<u64>,
-    /// Most tokens of questions and answers to pay for, as the server counts them.
+    /// Most tokens of questions and answers to pay for, as the server counts them; may be passed by the
+    /// answers under way.
     #[serde(default)]
     pub tokens_max: Option<u64>,
     /// Environment variable with the key to the server. The key itself is kept nowhere.
@@ -171,9 +171,7 @@ impl Judgement {
     /// # Errors
     /// When `judgement.json` cannot be read.
     pub fn read(dir: &Path) -> Result<Self, Error> {
-        let path = dir.join(FILE);
-        let bytes = std::fs::read(&path).map_err(|error| Error::io("read", &path, error))?;
-        serde_json::from_slice(&bytes).map_err(|error| Error::damaged(&path, error.to_string()))
+        read_json(&dir.join(FILE))
     }
 
     /// The share of bad documents by a measure that was asked for.
@@ -194,7 +192,7 @@ struct Item<'a> {
 
 impl Task for Judge {
     const KIND: &'static str = "judge";
-    const REVISION: u32 = 1;
+    const REVISION: u32 = 2;
     const SUMMARY: &'static str = "asks a language model about synthetic documents";
     const DETERMINISM: Determinism = Determinism::Measured;
     const INPUTS: &'static [Port] = &[
@@ -213,6 +211,9 @@ impl Task for Judge {
         "answers_max",
         "tokens_max",
         "api_key_env",
+        // It decides whether the node succeeds, and is in no byte of the artifact: who raises it keeps
+        // the answers that were paid for.
+        "unparsed_max",
     ];
     type Params = Params;
 
@@ -224,6 +225,10 @@ impl Task for Judge {
         }
         if params.measures.is_empty() {
             return wrong("measures", "it is empty".to_owned());
+        }
+        let mut measures = params.measures.iter().enumerate();
+        if let Some((_, twice)) = measures.find(|(i, m)| params.measures[..*i].contains(m)) {
+            return wrong("measures", format!("`{}` is there twice", twice.name()));
         }
         for (path, value) in [
             ("n_items", params.n_items),
@@ -299,7 +304,7 @@ impl Task for Judge {
         let (judged, spent) = ask::ask_all(ctx, params, &client, &questions)?;
         let judgement = summarize(params, &questions, &judged, spent);
         let dir = ctx.out("judgement")?;
-        write_items(&dir.join("items.jsonl.zst"), &questions, &about, &judged)?;
+        rows::write(&dir.join("items.jsonl.zst"), &items(&questions, &about, &judged))?;
         write_json(&dir.join(FILE), &judgement)?;
         check_readable(params, &judgement)?;
         let mut outputs = Outputs::default().metric("answers", spent.answers as f64);
@@ -414,9 +419,8 @@ impl Seeds {
     }
 
     fn text(&self, document: &Document) -> Result<String, Failure> {
-        let id = document.meta.get("seed_id").and_then(|value| value.as_str());
-        let known = id.and_then(|id| self.index.get(&u64::from_str_radix(id, 16).ok()?));
-        let Some(&i) = known else {
+        let id = document.seed_id().and_then(Result::ok);
+        let Some(&i) = id.and_then(|id| self.index.get(&id)) else {
             let message =
                 format!("document {:016x} has no seed among the real documents", document.id);
             return Err(Failure::permanent(message)
@@ -502,23 +506,14 @@ fn check_readable(params: &Params, judgement: &Judgement) -> Result<(), Failure>
     Ok(())
 }
 
-fn write_items(
-    path: &Path,
-    questions: &[Question],
-    about: &[&Subject],
-    judged: &[Judged],
-) -> std::io::Result<()> {
-    let mut encoder = zstd::Encoder::new(File::create(path)?, 3)?;
-    for ((question, subject), judged) in questions.iter().zip(about).zip(judged) {
-        let item = Item {
-            measure: question.measure,
-            document: format!("{:016x}", subject.document.id),
-            seed: subject.seed_id(),
-            verdict: &judged.verdict,
-            answer: &judged.answer,
-        };
-        serde_json::to_writer(&mut encoder, &item)?;
-        encoder.write_all(b"\n")?;
-    }
-    encoder.finish()?.sync_all()
+fn items<'a>(questions: &[Question], about: &[&'a Subject], judged: &'a [Judged]) -> Vec<Item<'a>> {
+    let all = questions.iter().zip(about).zip(judged);
+    all.map(|((question, subject), judged)| Item {
+        measure: question.measure,
+        document: format!("{:016x}", subject.document.id),
+        seed: subject.seed_id(),
+        verdict: &judged.verdict,
+        answer: &judged.answer,
+    })
+    .collect()
 }

@@ -27,7 +27,7 @@ use kernels::philox::Philox;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::corpus::{Corpus, Document, write_json};
+use crate::corpus::{Corpus, Document, read_json, write_json};
 use crate::format::Error;
 use crate::measure_quality::Rate;
 use crate::rows;
@@ -106,9 +106,7 @@ impl FactsReport {
     /// # Errors
     /// When the file cannot be read.
     pub fn open(dir: &Path) -> Result<Self, Error> {
-        let path = dir.join(FILE);
-        let bytes = std::fs::read(&path).map_err(|error| Error::io("read", &path, error))?;
-        serde_json::from_slice(&bytes).map_err(|error| Error::damaged(&path, error.to_string()))
+        read_json(&dir.join(FILE))
     }
 }
 
@@ -212,13 +210,12 @@ impl<'a> Judge<'a> {
 
     /// The training document that a synthetic one starts from.
     fn seed(&self, document: &Document) -> Result<Option<&'a DocumentRow>, Failure> {
-        let Some(id) = document.meta.get("seed_id") else { return Ok(None) };
-        let parsed = id.as_str().and_then(|hex| u64::from_str_radix(hex, 16).ok());
-        let row = parsed.and_then(|id| self.seeds.get(&id).copied());
+        let Some(id) = document.seed_id() else { return Ok(None) };
+        let row = id.ok().and_then(|id| self.seeds.get(&id).copied());
         row.map(Some).ok_or_else(|| {
             Failure::permanent(format!(
-                "document {:016x} starts from {id}, which is no training document of the world",
-                document.id
+                "document {:016x} starts from {}, which is no training document of the world",
+                document.id, document.meta["seed_id"]
             ))
             .help("connect the world whose `train` the seeds are")
         })

@@ -5,16 +5,17 @@
 //!   5-word windows, exact.
 //! - *pair copying*: that similarity with the document's own seed, or equality after normalization.
 //! - *regurgitation*: at least half of the document's 13-token windows occur in the real documents.
+//! - *unsupported*: of the documents that state a number of two digits or more, those that state one
+//!   which no real document has; for a real document, no other one. Numbers stand in for facts: a number
+//!   that is nowhere in the real text was made up, though one that is there may still be wrong.
 //! - *relevance*: TF-IDF cosine with the own seed is above that with each of 20 random real documents;
 //!   1 in 21 would be by chance. *Win rate* is the mean share of the 20 that the seed beats: 0.5 by
 //!   chance.
 //!
-//! Difference from the paper: it asks a language model about repetition, relevance and copying; rules
-//! need no judge and are exactly repeatable, but see words, not meaning.
+//! Difference from the paper: it asks a language model about repetition, facts, relevance and copying;
+//! rules need no judge and are exactly repeatable, but see words, not meaning.
 
-use std::collections::{BTreeMap, HashMap};
-use std::fs::File;
-use std::io::Write;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 
 use engine::task::{Context, Determinism, Failure, Inputs, Outputs, ParamError, Port, Task};
@@ -22,13 +23,13 @@ use kernels::philox::Philox;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::corpus::{Corpus, Document, write_json};
+use crate::corpus::{Corpus, Document, read_json, write_json};
 use crate::decode::Codec;
 use crate::format::Error;
 use crate::format::tokens::Tokens;
 use crate::shingle::{self, Shingles, WINDOW_TOKENS};
-use crate::stats;
 use crate::tfidf::{self, Counts, Frequencies};
+use crate::{rows, stats};
 
 /// Jaccard similarity of duplicates, of the paper's Table 2.
 const DUPLICATE_JACCARD: f64 = 0.6;
@@ -108,6 +109,10 @@ pub struct Quality {
     pub duplicate_real: Rate,
     /// Documents that copy their seed.
     pub pair_copying: Rate,
+    /// Documents with a number that no real document has, of those with a number.
+    pub unsupported: Rate,
+    /// Real documents with a number that no other one has, of those with a number.
+    pub unsupported_real: Rate,
     /// Documents that are mostly made of windows of real documents.
     pub regurgitation: Rate,
     /// Mean share of a document's windows that occur in real documents.
@@ -128,9 +133,7 @@ impl Quality {
     /// # Errors
     /// When `quality.json` cannot be read.
     pub fn read(dir: &Path) -> Result<Self, Error> {
-        let path = dir.join("quality.json");
-        let bytes = std::fs::read(&path).map_err(|error| Error::io("read", &path, error))?;
-        serde_json::from_slice(&bytes).map_err(|error| Error::damaged(&path, error.to_string()))
+        read_json(&dir.join("quality.json"))
     }
 }
 
@@ -140,8 +143,10 @@ struct Item {
     id: String,
     seed: Option<String>,
     tokens: u64,
+    empty: bool,
     repeated_sentence: bool,
     repeated_window: bool,
+    unsupported: Option<bool>,
     containment: f64,
     seed_jaccard: Option<f64>,
     copies_seed: Option<bool>,
@@ -151,7 +156,7 @@ struct Item {
 
 impl Task for MeasureQuality {
     const KIND: &'static str = "measure_quality";
-    const REVISION: u32 = 1;
+    const REVISION: u32 = 2;
     const SUMMARY: &'static str =
         "measures repetition, duplicates, copying and relevance of synthetic documents by rules";
     const DETERMINISM: Determinism = Determinism::BitwisePerDevice;
@@ -199,7 +204,7 @@ impl Task for MeasureQuality {
         }
         let quality = summarize(&items, &sets, &real);
         let dir = ctx.out("quality")?;
-        write_items(&dir.join("items.jsonl.zst"), &items)?;
+        rows::write(&dir.join("items.jsonl.zst"), &items)?;
         write_json(&dir.join("quality.json"), &quality)?;
         ctx.progress(n as u64, n as u64, "documents");
         let mut outputs = Outputs::default()
@@ -226,6 +231,9 @@ struct Real {
     /// Hashes of all 13-token windows, sorted and distinct.
     windows: Vec<u64>,
     repeats: Vec<bool>,
+    /// In how many documents a number stands.
+    numbers: BTreeMap<String, u64>,
+    unsupported: Vec<bool>,
 }
 
 impl Real {
@@ -235,7 +243,7 @@ impl Real {
             return Err(Failure::permanent(format!("{n} real documents; 2 are needed to compare")));
         }
         let (mut normalized, mut sets, mut counts) = (Vec::new(), Vec::new(), Vec::new());
-        let (mut windows, mut repeats) = (Vec::new(), Vec::new());
+        let (mut windows, mut repeats, mut stated) = (Vec::new(), Vec::new(), Vec::new());
         for i in 0..n {
             if i % 32 == 0 {
                 ctx.check_cancelled()?;
@@ -247,13 +255,30 @@ impl Real {
             repeats.push(shingles.repeats_max() > 1 || repeats_a_sentence(&text));
             sets.push(shingle::word_windows(&text, DUPLICATE_WORDS));
             counts.push(tfidf::words(&text));
+            stated.push(numbers(&text));
             normalized.push(plain);
         }
+        let mut numbers: BTreeMap<String, u64> = BTreeMap::new();
+        for number in stated.iter().flatten() {
+            *numbers.entry(number.clone()).or_default() += 1;
+        }
+        let elsewhere = |number: &str| numbers.get(number).is_some_and(|n| *n > 1);
+        let unsupported = stated.iter().filter_map(|own| unsupported(own, elsewhere)).collect();
         windows.sort_unstable();
         windows.dedup();
         let index = (0..n).map(|i| (tokens.document_id(i), i)).collect();
         let frequencies = Frequencies::of(&counts);
-        Ok(Self { index, normalized, sets, counts, frequencies, windows, repeats })
+        Ok(Self {
+            index,
+            normalized,
+            sets,
+            counts,
+            frequencies,
+            windows,
+            repeats,
+            numbers,
+            unsupported,
+        })
     }
 
     fn measure(
@@ -273,8 +298,12 @@ impl Real {
             id: format!("{:016x}", document.id),
             seed: seed.map(|_| document.meta["seed_id"].as_str().unwrap_or_default().to_owned()),
             tokens: codec.encode(&document.text)?.len() as u64,
+            empty: plain.is_empty(),
             repeated_sentence: repeats_a_sentence(&document.text),
             repeated_window: shingles.repeats_max() > 1,
+            unsupported: unsupported(&numbers(&document.text), |number| {
+                self.numbers.contains_key(number)
+            }),
             containment,
             seed_jaccard: None,
             copies_seed: None,
@@ -302,15 +331,12 @@ impl Real {
 
     /// Index of the document's seed; `None` when it was written without one.
     fn seed(&self, document: &Document) -> Result<Option<usize>, Failure> {
-        let Some(value) = document.meta.get("seed_id").filter(|value| !value.is_null()) else {
-            return Ok(None);
-        };
-        let id = value.as_str().and_then(|hex| u64::from_str_radix(hex, 16).ok());
-        let index = id.and_then(|id| self.index.get(&id));
+        let Some(id) = document.seed_id() else { return Ok(None) };
+        let index = id.ok().and_then(|id| self.index.get(&id));
         index.map(|&index| Some(index)).ok_or_else(|| {
             let message = format!(
-                "document {:016x} has seed {value}, which is not among the real documents",
-                document.id
+                "document {:016x} has seed {}, which is not among the real documents",
+                document.id, document.meta["seed_id"]
             );
             Failure::permanent(message).help("connect to `real` the documents that were the seeds")
         })
@@ -330,6 +356,17 @@ fn repeats_a_sentence(text: &str) -> bool {
         })
 }
 
+/// Numbers of two digits or more, each once.
+fn numbers(text: &str) -> BTreeSet<String> {
+    let runs = text.split(|c: char| !c.is_ascii_digit());
+    runs.filter(|run| run.len() > 1).map(str::to_owned).collect()
+}
+
+/// Whether one of the numbers is not known; nothing where there are none.
+fn unsupported(numbers: &BTreeSet<String>, is_known: impl Fn(&str) -> bool) -> Option<bool> {
+    (!numbers.is_empty()).then(|| !numbers.iter().all(|number| is_known(number)))
+}
+
 fn summarize(items: &[Item], sets: &[Vec<u64>], real: &Real) -> Quality {
     let beaten: Vec<u64> = items.iter().filter_map(|item| item.beaten).collect();
     let win_rate = (!beaten.is_empty())
@@ -345,6 +382,8 @@ fn summarize(items: &[Item], sets: &[Vec<u64>], real: &Real) -> Quality {
         duplicate: Rate::of(shingle::duplicates(sets, DUPLICATE_JACCARD)),
         duplicate_real: Rate::of(shingle::duplicates(&real.sets[..n_real], DUPLICATE_JACCARD)),
         pair_copying: Rate::of(items.iter().filter_map(|item| item.copies_seed)),
+        unsupported: Rate::of(items.iter().filter_map(|item| item.unsupported)),
+        unsupported_real: Rate::of(real.unsupported.iter().copied()),
         regurgitation: Rate::of(items.iter().map(|item| item.containment >= REGURGITATED_SHARE)),
         containment_mean: items.iter().map(|item| item.containment).sum::<f64>()
             / items.len() as f64,
@@ -354,17 +393,8 @@ fn summarize(items: &[Item], sets: &[Vec<u64>], real: &Real) -> Quality {
             .iter()
             .map(|&(name, q)| (name.to_owned(), stats::quantile(&lengths, q)))
             .collect(),
-        empty: items.iter().filter(|item| item.tokens == 0).count() as u64,
+        empty: items.iter().filter(|item| item.empty).count() as u64,
     }
-}
-
-fn write_items(path: &Path, items: &[Item]) -> std::io::Result<()> {
-    let mut encoder = zstd::Encoder::new(File::create(path)?, 3)?;
-    for item in items {
-        serde_json::to_writer(&mut encoder, item)?;
-        encoder.write_all(b"\n")?;
-    }
-    encoder.finish()?.sync_all()
 }
 
 #[cfg(test)]

@@ -15,9 +15,9 @@ use kernels::philox::Philox;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::compare::{Comparison, Role, arm_of};
+use crate::compare::{Comparison, Role, arm_of, axis};
 use crate::compare_benchmarks::Table;
-use crate::corpus::Corpus;
+use crate::corpus::{Corpus, read_json};
 use crate::decode::Codec;
 use crate::format::Error;
 use crate::format::pairs::{self, PairsSummary};
@@ -67,8 +67,19 @@ struct Curve {
 
 /// A synthetic document beside its seed.
 struct Sample {
-    seed: Option<String>,
+    seed: Seed,
     synthesis: String,
+}
+
+/// What is known of a synthetic document's seed.
+#[derive(Debug, PartialEq)]
+enum Seed {
+    /// It was written without one.
+    Absent,
+    /// Its text is not among what is connected.
+    NotShown,
+    /// Its text.
+    Text(String),
 }
 
 /// Everything that the page shows.
@@ -80,13 +91,15 @@ struct Study {
     pairs: Option<PairsSummary>,
     benchmarks: Option<Table>,
     judgement: Option<Judgement>,
+    /// The arm whose texts were judged and are shown.
+    shown_arm: Option<String>,
     samples: Vec<Sample>,
     inputs: Vec<(String, Input)>,
 }
 
 impl Task for Report {
     const KIND: &'static str = "report";
-    const REVISION: u32 = 2;
+    const REVISION: u32 = 3;
     const SUMMARY: &'static str = "writes one self-contained HTML page, with CSV and SVG files";
     const DETERMINISM: Determinism = Determinism::BitwisePerDevice;
     const INPUTS: &'static [Port] = &[
@@ -162,10 +175,20 @@ fn read(params: &Params, inputs: &Inputs) -> Result<Study, Failure> {
     let quality = |input: &Input| -> Result<(String, Quality), Error> {
         Ok((arm_of(&input.node), Quality::read(&input.dir)?))
     };
+    let comparison = Comparison::read(inputs.one("comparison"))?;
+    let mut curves: Vec<Curve> =
+        inputs.many("curves").iter().map(curve).collect::<Result<_, _>>()?;
+    name_curves(&comparison, &mut curves);
+    let shown = ["judgement", "synthetic"].map(|port| inputs.many(port).first());
     Ok(Study {
         title: params.title.clone(),
-        comparison: Comparison::read(inputs.one("comparison"))?,
-        curves: inputs.many("curves").iter().map(curve).collect::<Result<_, _>>()?,
+        comparison,
+        curves,
+        shown_arm: shown
+            .into_iter()
+            .flatten()
+            .find_map(|input| axis(&input.node, "arm"))
+            .map(str::to_owned),
         quality: inputs.many("quality").iter().map(quality).collect::<Result<_, _>>()?,
         pairs: inputs.optional("pairs").map(read_pairs).transpose()?,
         benchmarks: inputs.optional("benchmarks").map(Table::read).transpose()?,
@@ -175,10 +198,18 @@ fn read(params: &Params, inputs: &Inputs) -> Result<Study, Failure> {
     })
 }
 
+/// Gives curves the names of the arms, in their order, where the nodes' own names say no arm.
+fn name_curves(comparison: &Comparison, curves: &mut [Curve]) {
+    let is_known = |curve: &Curve| comparison.arms.iter().any(|arm| arm.name == curve.arm);
+    if curves.len() == comparison.arms.len() && !curves.iter().any(is_known) {
+        for (curve, arm) in curves.iter_mut().zip(&comparison.arms) {
+            curve.arm.clone_from(&arm.name);
+        }
+    }
+}
+
 fn read_pairs(dir: &Path) -> Result<PairsSummary, Error> {
-    let path = dir.join(pairs::SUMMARY_FILE);
-    let bytes = std::fs::read(&path).map_err(|error| Error::io("read", &path, error))?;
-    serde_json::from_slice(&bytes).map_err(|error| Error::damaged(&path, error.to_string()))
+    read_json(&dir.join(pairs::SUMMARY_FILE))
 }
 
 /// Columns `tokens`, `loss` and `heldout_loss` of a model's `curve.csv`.
@@ -228,21 +259,37 @@ fn samples(params: &Params, inputs: &Inputs) -> Result<Vec<Sample>, Failure> {
         if !chosen.contains(&i) {
             continue;
         }
-        let id = document.meta.get("seed_id").and_then(|id| id.as_str());
-        let id = id.and_then(|hex| u64::from_str_radix(hex, 16).ok());
-        let mut seed = None;
+        let id = document.seed_id().transpose().map_err(|value| {
+            let id = document.id;
+            Failure::permanent(format!("document {id:016x} has seed {value}, which is no id"))
+        })?;
+        let mut seed = if id.is_some() { Seed::NotShown } else { Seed::Absent };
         if let (Some(id), Some((tokens, codec))) = (id, &real) {
             let found = (0..tokens.n_documents()).find(|&i| tokens.document_id(i) == id);
-            seed = found.map(|i| codec.text(tokens, i)).transpose()?.map(|text| cut(&text));
+            if let Some(i) = found {
+                seed = Seed::Text(cut(&codec.text(tokens, i)?));
+            }
         }
         samples.push(Sample { seed, synthesis: cut(&document.text) });
     }
     Ok(samples)
 }
 
-/// The first number of tokens from which on the treatment's held-out loss stays below the baseline's,
-/// with the loss there, by linear interpolation between points that both curves have.
-fn crossing(baseline: &Curve, treatment: &Curve) -> Option<(f64, f64)> {
+/// How the treatment's held-out loss stands to the baseline's while training.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Crossing {
+    /// Below at every point.
+    Always,
+    /// Below for good from here on: tokens, and the loss there by linear interpolation.
+    At(f64, f64),
+    /// Below at some point, and not at the end.
+    NotForGood,
+    /// Below at no point.
+    Never,
+}
+
+/// Compares two curves where both have points; nothing where they have none in common.
+fn crossing(baseline: &Curve, treatment: &Curve) -> Option<Crossing> {
     let at = |curve: &Curve, tokens: f64| {
         let found = curve.points.iter().find(|point| (point.0 - tokens).abs() < 0.5);
         found.and_then(|point| point.2)
@@ -252,22 +299,31 @@ fn crossing(baseline: &Curve, treatment: &Curve) -> Option<(f64, f64)> {
         .iter()
         .filter_map(|point| Some((point.0, point.2?, at(baseline, point.0)?)))
         .collect();
-    let last_above = both.iter().rposition(|(_, own, base)| own >= base)?;
-    let (a, b) = (both[last_above], *both.get(last_above + 1)?);
+    if both.is_empty() {
+        return None;
+    }
+    let is_above = |(_, own, base): &(f64, f64, f64)| own >= base;
+    let Some(last_above) = both.iter().rposition(is_above) else { return Some(Crossing::Always) };
+    let Some(&b) = both.get(last_above + 1) else {
+        let never = both.iter().all(is_above);
+        return Some(if never { Crossing::Never } else { Crossing::NotForGood });
+    };
+    let a = both[last_above];
     let (gap_a, gap_b) = (a.1 - a.2, b.1 - b.2);
     let share = gap_a / (gap_a - gap_b);
-    Some((a.0 + share * (b.0 - a.0), a.1 + share * (b.1 - a.1)))
+    Some(Crossing::At(a.0 + share * (b.0 - a.0), a.1 + share * (b.1 - a.1)))
 }
 
 /// CSS variable of an arm's colour, and its dash pattern.
 fn look(comparison: &Comparison, arm: &str) -> (String, &'static str) {
-    let controls = comparison.arms.iter().filter(|arm| arm.role == Role::Control);
+    let controls =
+        comparison.arms.iter().filter(|arm| matches!(arm.role, Role::Control | Role::Other));
     let known = comparison.arms.iter().find(|known| known.name == arm);
     match known.map(|arm| arm.role) {
         Some(Role::Baseline) => ("--baseline".to_owned(), "7 3"),
         Some(Role::Treatment) => ("--treatment".to_owned(), ""),
         Some(Role::Oracle) => ("--oracle".to_owned(), "2 3"),
-        Some(Role::Control) | None => {
+        Some(Role::Control | Role::Other) | None => {
             let index = controls.map(|arm| &arm.name).position(|name| name == arm).unwrap_or(2);
             (format!("--control-{}", index % 3), ["9 3 2 3", "5 2", "12 4"][index % 3])
         }

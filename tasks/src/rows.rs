@@ -16,16 +16,21 @@ const ZSTD_LEVEL: i32 = 3;
 /// # Errors
 /// When the file cannot be written.
 pub fn write<T: Serialize>(path: &Path, rows: &[T]) -> Result<(), Error> {
-    let write = || -> io::Result<()> {
-        let mut encoder = zstd::Encoder::new(File::create(path)?, ZSTD_LEVEL)?;
-        encoder.include_checksum(true)?;
-        for row in rows {
-            serde_json::to_writer(&mut encoder, row)?;
-            encoder.write_all(b"\n")?;
-        }
-        encoder.finish()?.sync_all()
-    };
-    write().map_err(|error| Error::io("write", path, error))
+    save(path, rows).map_err(|error| Error::io("write", path, error))
+}
+
+/// The same with the system's own error, for a checkpoint.
+///
+/// # Errors
+/// When the file cannot be written.
+pub(crate) fn save<T: Serialize>(path: &Path, rows: &[T]) -> io::Result<()> {
+    let mut encoder = zstd::Encoder::new(File::create(path)?, ZSTD_LEVEL)?;
+    encoder.include_checksum(true)?;
+    for row in rows {
+        serde_json::to_writer(&mut encoder, row)?;
+        encoder.write_all(b"\n")?;
+    }
+    encoder.finish()?.sync_all()
 }
 
 /// Reads rows back.

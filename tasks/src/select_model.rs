@@ -98,6 +98,16 @@ impl Task for SelectModel {
             let message = format!("{m} models and {d} decisions are connected");
             return Err(Failure::permanent(message).help("connect one decision for each model"));
         }
+        for (model, decision) in models.iter().zip(decisions) {
+            let of = (matrix(&model.node), matrix(&decision.node));
+            if matches!(of, (Some(a), Some(b)) if a != b) {
+                let (model, decision) = (&model.node, &decision.node);
+                let message = format!("`{decision}` has the place of the decision on `{model}`");
+                return Err(
+                    Failure::permanent(message).help("connect models and decisions in one order")
+                );
+            }
+        }
         let mut candidates = Vec::new();
         for input in decisions {
             let decision = Decision::read(&input.dir)?;
@@ -139,6 +149,11 @@ impl Task for SelectModel {
             .metric("chosen", best as f64)
             .metric(params.maximize.clone(), value))
     }
+}
+
+/// The values of a node's matrix, as its name has them.
+fn matrix(node: &str) -> Option<&str> {
+    Some(node.split_once('[')?.1)
 }
 
 /// Copies the files of a model; it has no folders.
@@ -189,6 +204,23 @@ mod tests {
         bench.run::<SelectModel>(&json!({})).unwrap();
         assert_eq!(chosen(&bench), "2");
         assert!(Decision::read(&bench.out("decision")).unwrap().pass);
+    }
+
+    #[test]
+    fn decisions_in_another_order_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut bench = bench(dir.path(), &[(0.6, true), (0.9, true)]);
+        for (port, node, values) in [("models", "tune", [1, 2]), ("decisions", "gate", [2, 1])] {
+            for (input, value) in bench.inputs.get_mut(port).unwrap().iter_mut().zip(values) {
+                input.node = format!("{node}[lr={value}]");
+            }
+        }
+        let failure = bench.run::<SelectModel>(&json!({})).unwrap_err();
+        let expected = "`gate[lr=2]` has the place of the decision on `tune[lr=1]`";
+        assert!(failure.message.contains(expected), "{failure}");
+        bench.inputs.get_mut("decisions").unwrap().swap(0, 1);
+        bench.run::<SelectModel>(&json!({})).unwrap();
+        assert_eq!(chosen(&bench), "0");
     }
 
     #[test]

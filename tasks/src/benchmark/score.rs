@@ -1,17 +1,13 @@
 //! Rows of items, and the scores over them.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{self, BufRead, BufReader, Write};
-use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
 use super::form::{self, Form, Name};
 use super::likelihood::Scored;
 use super::{Benchmark, Params};
-use crate::format::Error;
-use crate::stats;
+use crate::stats::{self, Estimate};
 
 /// One line of `items.jsonl.zst`: what the model made of one item.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -39,18 +35,6 @@ pub struct Row {
     pub right: BTreeMap<String, bool>,
 }
 
-/// A score with its 95 % interval over items.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Metric {
-    /// On all items.
-    pub value: f64,
-    /// Lower end.
-    pub low: f64,
-    /// Upper end.
-    pub high: f64,
-}
-
 /// `scores.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -72,7 +56,7 @@ pub struct Scores {
     /// The measure that tables show.
     pub headline: String,
     /// Scores by measure: shares for accuracies.
-    pub metrics: BTreeMap<String, Metric>,
+    pub metrics: BTreeMap<String, Estimate>,
 }
 
 /// The row of an item.
@@ -167,7 +151,7 @@ pub(super) fn summarize(params: &Params, rows: &[Row]) -> Scores {
         let k = rows.iter().filter(|row| row.right[&measure]).count() as u64;
         let n = rows.len() as u64;
         let (low, high) = stats::wilson(k, n);
-        metrics.insert(measure, Metric { value: k as f64 / n as f64, low, high });
+        metrics.insert(measure, Estimate { value: k as f64 / n as f64, low, high });
     }
     let mut add = |measure: &str, pairs: Vec<(f64, f64)>, of: fn(f64) -> f64| {
         metrics.insert(measure.to_owned(), ratio(params, pairs, of));
@@ -211,32 +195,10 @@ pub(super) fn summarize(params: &Params, rows: &[Row]) -> Scores {
 }
 
 /// `of(sum x / sum y)` with its interval over items.
-fn ratio(params: &Params, pairs: Vec<(f64, f64)>, of: fn(f64) -> f64) -> Metric {
+fn ratio(params: &Params, pairs: Vec<(f64, f64)>, of: fn(f64) -> f64) -> Estimate {
     let (x, y) = pairs.iter().fold((0.0, 0.0), |sum, pair| (sum.0 + pair.0, sum.1 + pair.1));
-    let resampled = stats::paired_bootstrap(&[pairs], params.n_resamples, 0).swap_remove(0);
+    let rng = stats::resampling(0);
+    let resampled = stats::paired_bootstrap(&[pairs], params.n_resamples, rng).swap_remove(0);
     let (low, high) = stats::interval_95(resampled);
-    Metric { value: of(x / y), low: of(low), high: of(high) }
-}
-
-/// Writes rows, one a line.
-pub(super) fn write_rows(path: &Path, rows: &[Row]) -> io::Result<()> {
-    let mut encoder = zstd::Encoder::new(File::create(path)?, 3)?;
-    for row in rows {
-        serde_json::to_writer(&mut encoder, row)?;
-        encoder.write_all(b"\n")?;
-    }
-    encoder.finish()?.sync_all()
-}
-
-/// Reads what [`write_rows`] wrote.
-pub(super) fn read_rows(path: &Path) -> Result<Vec<Row>, Error> {
-    let opened = File::open(path).and_then(zstd::Decoder::new);
-    let decoder = opened.map_err(|error| Error::io("open", path, error))?;
-    let damaged = |error: &dyn std::fmt::Display| Error::damaged(path, error.to_string());
-    let mut rows = Vec::new();
-    for line in BufReader::new(decoder).lines() {
-        let line = line.map_err(|error| damaged(&error))?;
-        rows.push(serde_json::from_str(&line).map_err(|error| damaged(&error))?);
-    }
-    Ok(rows)
+    Estimate { value: of(x / y), low: of(low), high: of(high) }
 }

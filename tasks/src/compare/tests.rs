@@ -1,5 +1,6 @@
 //! Tests of `compare` on planted differences.
 
+use std::fs::File;
 use std::io::Write;
 use std::path::PathBuf;
 
@@ -64,6 +65,7 @@ fn planted_differences_are_found() {
     holds(sbp.gap_closed.unwrap(), 0.5);
     assert!(oracle.gap_closed.is_none());
     assert_eq!(comparison.contrasts.len(), 1);
+    assert_eq!(comparison.contrasts[0].role, Role::Control);
     holds(comparison.contrasts[0].difference, -0.06);
     assert!(sbp.n_better > 150 && sbp.sign_p < 1e-9 && base.n_better == 0);
     // Paired: far narrower than the spread of documents.
@@ -72,6 +74,36 @@ fn planted_differences_are_found() {
     let bits = sbp.mean_nll.value * 50.0 / 200.0 / std::f64::consts::LN_2;
     assert!((sbp.bits_per_byte.value - bits).abs() < 1e-12);
     assert!((comparison.n_items, comparison.n_tokens) == (200, 10_000) && comparison.budgets_match);
+}
+
+/// A study without controls has none, however many arms it compares.
+#[test]
+fn only_named_controls_are_controls() {
+    let comparison = run(&ARMS, &json!({ "controls": [] })).unwrap();
+    assert_eq!(comparison.arms[2].role, Role::Other);
+    assert_eq!(comparison.contrasts[0].role, Role::Other);
+    let comparison = run(&ARMS, &json!({ "controls": ["random"] })).unwrap();
+    assert_eq!(comparison.arms[2].role, Role::Control);
+    for wrong in ["sbp", "none"] {
+        let message = run(&ARMS, &json!({ "controls": [wrong] })).unwrap_err().message;
+        assert!(message.contains(&format!("`controls` names `{wrong}`")), "{message}");
+    }
+}
+
+#[test]
+fn schedules_in_another_order_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut bench = bench(dir.path(), &ARMS);
+    let schedules = bench.inputs.get_mut("schedules").unwrap();
+    for (input, arm) in schedules.iter_mut().zip(["base", "random", "sbp", "oracle"]) {
+        input.node = format!("mix[arm={arm}]");
+    }
+    let failure = bench.run::<Compare>(&json!({})).unwrap_err();
+    let expected = "`mix[arm=random]` is of arm `random`, but its place among the evaluations is \
+                    that of `sbp`";
+    assert!(failure.message.contains(expected), "{failure}");
+    bench.inputs.get_mut("schedules").unwrap().swap(1, 2);
+    bench.run::<Compare>(&json!({})).unwrap();
 }
 
 #[test]
@@ -106,4 +138,6 @@ fn arms_are_read_from_nodes() {
     assert_eq!(arm_of("eval[seed=1, arm=sbp]"), "sbp");
     assert_eq!(arm_of("base"), "base");
     assert_eq!(arm_of("joint[S=3]"), "joint[S=3]");
+    assert_eq!(axis("eval[seed=1, arm=sbp]", "seed"), Some("1"));
+    assert_eq!(axis("eval[farm=1]", "arm"), None);
 }

@@ -157,7 +157,8 @@ impl<'a> Study<'a> {
         let arms = [self.params.treatment.as_str(), against];
         let items = arms.map(|arm| items(self.evaluation(seed, arm), &self.headline, figure));
         let value = self.figure(seed, arms[0], figure) - self.figure(seed, arms[1], figure);
-        let resampled = stats::paired_bootstrap(&items, self.params.n_resamples, self.params.seed);
+        let rng = stats::resampling(self.params.seed);
+        let resampled = stats::paired_bootstrap(&items, self.params.n_resamples, rng);
         let differences = resampled[0].iter().zip(&resampled[1]).map(|(a, b)| a - b).collect();
         let (low, high) = stats::interval_95(differences);
         SeedDifference { seed: seed.to_owned(), against: against.to_owned(), value, low, high }

@@ -156,19 +156,17 @@ fn pairs(study: &Study) -> String {
 }
 
 fn synthesizers(study: &Study) -> String {
-    let mut rows: BTreeMap<(usize, String), Vec<[f64; 6]>> = BTreeMap::new();
+    let mut rows: BTreeMap<(usize, &str, &str), Vec<[Option<f64>; 6]>> = BTreeMap::new();
     for of in &study.synthesizers {
-        let place = study.arms.iter().position(|arm| *arm == of.arm).unwrap_or(0);
         for (kind, scores) in &of.found {
-            let before = scores.before.as_ref().map_or(f64::NAN, |before| before.kl_alone);
             let after = &scores.after;
-            rows.entry((place, kind.clone())).or_default().push([
-                scores.exact,
-                after.related,
-                after.unrelated,
-                scores.kl_marginal,
-                before,
-                after.kl,
+            rows.entry((place(study, &of.arm), &of.arm, kind)).or_default().push([
+                Some(scores.exact),
+                Some(after.related),
+                Some(after.unrelated),
+                Some(scores.kl_marginal),
+                scores.before.as_ref().map(|before| before.kl_alone),
+                Some(after.kl),
             ]);
         }
     }
@@ -184,12 +182,9 @@ fn synthesizers(study: &Study) -> String {
     ]);
     let rows: Vec<Vec<String>> = rows
         .into_iter()
-        .map(|((place, kind), values)| {
-            let column = |i: usize| {
-                let values: Vec<f64> = values.iter().map(|row| row[i]).collect();
-                number(mean(&values).value)
-            };
-            [vec![study.arms[place].clone(), kind], (0..6).map(column).collect()].concat()
+        .map(|((_, arm, kind), values)| {
+            let column = |i: usize| over_seeds(values.iter().filter_map(|row| row[i]).collect());
+            [strings(&[arm, kind]), (0..6).map(column).collect()].concat()
         })
         .collect();
     let title = "Synthesizers, means over seeds: loss in nats a token, divergence from the exact P(d2 | d1) \
@@ -212,30 +207,31 @@ fn rates(facts: &Facts) -> [(&'static str, Option<&Rate>); 9] {
     ]
 }
 
+/// The place of an arm's row: that of the arm, or behind all for what was measured of no arm.
+fn place(study: &Study, arm: &str) -> usize {
+    study.arms.iter().position(|known| known == arm).unwrap_or(study.arms.len())
+}
+
+/// The mean over the seeds that have a value.
+fn over_seeds(values: Vec<f64>) -> String {
+    if values.is_empty() { "–".to_owned() } else { number(mean(&values).value) }
+}
+
 fn synthetic(study: &Study) -> String {
-    let mut rows: BTreeMap<(usize, &str), Vec<&Facts>> = BTreeMap::new();
+    let mut rows: BTreeMap<(usize, &str, &str), Vec<&Facts>> = BTreeMap::new();
     for of in &study.synthetic {
-        let place = study.arms.iter().position(|arm| *arm == of.arm).unwrap_or(0);
         for (group, facts) in &of.found {
-            rows.entry((place, group)).or_default().push(facts);
+            rows.entry((place(study, &of.arm), &of.arm, group)).or_default().push(facts);
         }
     }
     let mut head = strings(&["arm", "seeds"]);
     let first = study.synthetic.first().and_then(|of| of.found.values().next());
     head.extend(first.into_iter().flat_map(rates).map(|(name, _)| name.to_owned()));
-    let rows = rows.into_iter().map(|((place, group), facts)| {
-        let mut row = vec![study.arms[place].clone(), group.to_owned()];
+    let rows = rows.into_iter().map(|((_, arm, group), facts)| {
+        let mut row = strings(&[arm, group]);
         for i in 0..head.len() - 2 {
-            let values: Vec<f64> = facts
-                .iter()
-                .filter_map(|facts| rates(facts)[i].1.filter(|rate| rate.n > 0))
-                .map(|rate| rate.rate)
-                .collect();
-            row.push(if values.is_empty() {
-                "–".to_owned()
-            } else {
-                number(mean(&values).value)
-            });
+            let known = facts.iter().filter_map(|facts| rates(facts)[i].1);
+            row.push(over_seeds(known.filter(|rate| rate.n > 0).map(|rate| rate.rate).collect()));
         }
         row
     });

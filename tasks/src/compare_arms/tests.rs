@@ -72,12 +72,18 @@ impl Place {
     }
 
     fn run(&self, scores: Vec<Input>, params: &Value) -> Result<Study, Failure> {
+        self.run_with(scores, params, json!({}))
+    }
+
+    /// The same with what `synthesizer`, a node without the axis `arm`, found.
+    fn run_with(&self, scores: Vec<Input>, params: &Value, kinds: Value) -> Result<Study, Failure> {
         let mut bench = Bench::new(&self.0.path().join("run"));
         let checks = self.input("checks[seed=0]", |dir| {
             write_json(&dir.join("checks.json"), &json!([])).unwrap();
         });
-        let synthesizers = self.input("synthesizer[seed=0,arm=sbp]", |dir| {
-            write_json(&dir.join("synthesizer.json"), &json!({"version": 1, "kinds": {}})).unwrap();
+        let synthesizers = self.input("synthesizer[seed=0]", |dir| {
+            write_json(&dir.join("synthesizer.json"), &json!({"version": 1, "kinds": kinds}))
+                .unwrap();
         });
         let facts = self.input("facts[seed=0,arm=sbp]", |dir| {
             write_json(&dir.join("facts.json"), &json!({"version": 1, "groups": {}})).unwrap();
@@ -220,6 +226,22 @@ fn tables_hold_every_arm_and_seed() {
     ] {
         assert!(table.contains(line), "{line} is not in\n{table}");
     }
+}
+
+/// What was measured of no arm is not printed as an arm's, nor what was not measured as a number.
+#[test]
+fn synthesizers_of_no_arm_keep_their_name() {
+    let place = Place(tempfile::tempdir().unwrap());
+    let losses =
+        json!({"related": 1.0, "unrelated": 2.0, "alone": 1.5, "kl": 3.0, "kl_alone": 4.0});
+    let scores = json!({
+        "n_pairs": 5, "exact": 0.5, "kl_marginal": 6.0, "before": null, "after": losses,
+    });
+    let study = study(&place);
+    place.run_with(study, &params(), json!({"unpaired": scores})).unwrap();
+    let table = std::fs::read_to_string(place.0.path().join("run/out/study/table.md")).unwrap();
+    let line = "| synthesizer | unpaired | 0.500 | 1.000 | 2.000 | 6.000 | – | 3.000 |";
+    assert!(table.contains(line), "{table}");
 }
 
 #[test]

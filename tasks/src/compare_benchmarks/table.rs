@@ -9,9 +9,10 @@ use serde::{Deserialize, Serialize};
 
 use super::Params;
 use crate::benchmark::{Row, Scores};
-use crate::compare::{Estimate, csv_field};
+use crate::compare::csv_field;
+use crate::corpus::read_json;
 use crate::format::Error;
-use crate::stats;
+use crate::stats::{self, Estimate};
 
 /// One arm's scores on one benchmark, under one seed.
 pub(super) struct Measured {
@@ -106,7 +107,9 @@ pub struct Table {
     pub arms: Vec<String>,
     /// Benchmarks, in the order met.
     pub lines: Vec<Line>,
-    /// Mean over the accuracies.
+    /// Benchmarks in the average: accuracies that `not_averaged` does not name.
+    pub averaged: Vec<String>,
+    /// Mean over them.
     pub average: Option<Line>,
     /// Share of the oracle's gain in the average that each arm reaches; empty unless the oracle's gain
     /// lies above 0 with its whole interval.
@@ -119,9 +122,7 @@ impl Table {
     /// # Errors
     /// When `benchmarks.json` cannot be read.
     pub fn read(dir: &Path) -> Result<Self, Error> {
-        let path = dir.join("benchmarks.json");
-        let bytes = std::fs::read(&path).map_err(|error| Error::io("read", &path, error))?;
-        serde_json::from_slice(&bytes).map_err(|error| Error::damaged(&path, error.to_string()))
+        read_json(&dir.join("benchmarks.json"))
     }
 }
 
@@ -159,7 +160,7 @@ struct Sampled {
 impl Sampled {
     fn new(
         params: &Params,
-        name: &str,
+        (index, name): (usize, &str),
         arms: &[String],
         measured: &[Measured],
     ) -> Result<Self, Failure> {
@@ -187,7 +188,8 @@ impl Sampled {
         let means: Vec<Vec<(f64, f64)>> = runs.iter().map(|runs| mean_of(runs)).collect();
         let headline = first.headline.clone();
         let values = means.iter().map(|items| shown(&headline, ratio(items))).collect();
-        let mut resamples = stats::paired_bootstrap(&means, params.n_resamples, params.seed);
+        let rng = stats::resampling(params.seed).fork(index as u64);
+        let mut resamples = stats::paired_bootstrap(&means, params.n_resamples, rng);
         for value in resamples.iter_mut().flatten() {
             *value = shown(&headline, *value);
         }
@@ -198,7 +200,7 @@ impl Sampled {
         let cells = (0..self.values.len()).map(|arm| {
             let discordant = self.discordant(arm, base);
             Cell {
-                value: estimate(self.values[arm], self.resamples[arm].clone()),
+                value: Estimate::of(self.values[arm], self.resamples[arm].clone()),
                 difference: (arm != base).then(|| self.difference(arm, base)),
                 p: discordant.map(|(wins, losses)| stats::mcnemar(wins, losses)),
                 discordant,
@@ -218,7 +220,8 @@ impl Sampled {
 
     fn difference(&self, arm: usize, base: usize) -> Estimate {
         let pairs = self.resamples[arm].iter().zip(&self.resamples[base]);
-        estimate(self.values[arm] - self.values[base], pairs.map(|(a, b)| a - b).collect())
+        let value = self.values[arm] - self.values[base];
+        Estimate::of(value, pairs.map(|(a, b)| a - b).collect())
     }
 
     /// Items on which one is right and the other wrong.
@@ -258,11 +261,6 @@ fn mean_of(runs: &[Vec<(f64, f64)>]) -> Vec<(f64, f64)> {
         .collect()
 }
 
-fn estimate(value: f64, resamples: Vec<f64>) -> Estimate {
-    let (low, high) = stats::interval_95(resamples);
-    Estimate { value, low, high }
-}
-
 /// Names in the order met, each once.
 fn distinct<'m>(names: impl Iterator<Item = &'m String>) -> Vec<String> {
     names.fold(Vec::new(), |mut found: Vec<String>, name| {
@@ -284,18 +282,22 @@ pub(super) fn compare(params: &Params, measured: &[Measured]) -> Result<Table, F
     let names = distinct(measured.iter().map(|run| &run.name));
     let sampled: Vec<Sampled> = names
         .iter()
-        .map(|name| Sampled::new(params, name, &arms, measured))
+        .enumerate()
+        .map(|(index, name)| Sampled::new(params, (index, name), &arms, measured))
         .collect::<Result<_, _>>()?;
     let mut lines: Vec<Line> = sampled.iter().map(|sampled| sampled.line(base)).collect();
     for arm in 0..arms.len() {
         correct(&mut lines, arm);
     }
-    let accuracies: Vec<&Sampled> =
-        sampled.iter().filter(|sampled| is_accuracy(&sampled.headline)).collect();
-    let average = (!accuracies.is_empty()).then(|| average_line(&accuracies, base, arms.len()));
+    let averaged: Vec<&Sampled> = sampled
+        .iter()
+        .filter(|sampled| is_accuracy(&sampled.headline))
+        .filter(|sampled| !params.not_averaged.contains(&sampled.name))
+        .collect();
+    let average = (!averaged.is_empty()).then(|| average_line(&averaged, base, arms.len()));
     let oracle = arms.iter().position(|arm| *arm == params.oracle);
     let fractions = match oracle {
-        Some(oracle) if !accuracies.is_empty() => fractions(&accuracies, &arms, base, oracle),
+        Some(oracle) if !averaged.is_empty() => fractions(&averaged, &arms, base, oracle),
         _ => BTreeMap::new(),
     };
     Ok(Table {
@@ -304,6 +306,7 @@ pub(super) fn compare(params: &Params, measured: &[Measured]) -> Result<Table, F
         n_resamples: params.n_resamples as u64,
         arms,
         lines,
+        averaged: averaged.iter().map(|sampled| sampled.name.clone()).collect(),
         average,
         fraction_of_oracle: fractions,
     })
@@ -338,9 +341,9 @@ fn average_line(sampled: &[&Sampled], base: usize, n_arms: usize) -> Line {
         let difference = |resample| average(&gains(sampled, arm, base, resample));
         let resamples = || 0..n_resamples;
         Cell {
-            value: estimate(average(&values), resamples().map(in_resample).collect()),
+            value: Estimate::of(average(&values), resamples().map(in_resample).collect()),
             difference: (arm != base).then(|| {
-                estimate(difference(None), resamples().map(|r| difference(Some(r))).collect())
+                Estimate::of(difference(None), resamples().map(|r| difference(Some(r))).collect())
             }),
             discordant: None,
             p: None,
@@ -386,7 +389,7 @@ fn fractions(
     let n_resamples = sampled[0].resamples[0].len();
     let oracle_gain = |resample| average(&gains(sampled, oracle, base, resample));
     let resampled = (0..n_resamples).map(|r| oracle_gain(Some(r))).collect();
-    if estimate(oracle_gain(None), resampled).low <= 0.0 {
+    if Estimate::of(oracle_gain(None), resampled).low <= 0.0 {
         return BTreeMap::new();
     }
     let fraction = |arm: usize| {
@@ -394,7 +397,7 @@ fn fractions(
             let oracle = gains(sampled, oracle, base, resample);
             fraction_of_oracle(&gains(sampled, arm, base, resample), &oracle)
         };
-        estimate(of(None), (0..n_resamples).map(|r| of(Some(r))).collect())
+        Estimate::of(of(None), (0..n_resamples).map(|r| of(Some(r))).collect())
     };
     let others = (0..arms.len()).filter(|&arm| arm != base && arm != oracle);
     others.map(|arm| (arms[arm].clone(), fraction(arm))).collect()

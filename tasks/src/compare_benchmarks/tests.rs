@@ -4,7 +4,8 @@ use serde_json::{Value, json};
 
 use super::table::{average, fraction_of_oracle};
 use super::*;
-use crate::benchmark::{Metric, Row, Scores};
+use crate::benchmark::{Row, Scores};
+use crate::stats::Estimate;
 
 /// Tables 1, 10 and 12 of arXiv 2509.15248: averages and shares recomputed from their parts, as this
 /// task computes them.
@@ -65,7 +66,7 @@ fn the_papers_accuracies_are_counts() {
 }
 
 fn measured(arm: &str, name: &str, right: &[bool]) -> Measured {
-    let metric = Metric { value: 0.0, low: 0.0, high: 0.0 };
+    let metric = Estimate { value: 0.0, low: 0.0, high: 0.0 };
     let scores = Scores {
         version: 1,
         name: name.to_owned(),
@@ -122,7 +123,7 @@ fn arms_are_compared_item_by_item() {
         .collect();
     let table = compare(&params(), &all).unwrap();
     let cell = &table.lines[0].cells[1];
-    assert_eq!((cell.discordant, cell.p), (Some((10, 2)), Some(crate::stats::mcnemar(10, 2))));
+    assert_eq!((cell.discordant, cell.p), (Some((10, 2)), Some(stats::mcnemar(10, 2))));
     let difference = cell.difference.unwrap();
     assert!((difference.value - 2.0).abs() < 1e-9 && difference.low < 2.0 && 2.0 < difference.high);
     assert_eq!(cell.p_holm, cell.p.map(|p| 2.0 * p));
@@ -136,6 +137,53 @@ fn arms_are_compared_item_by_item() {
         - base.iter().filter(|&&right| right).count() as f64;
     assert!((fraction.value - 8.0 / gain).abs() < 1e-9 && fraction.low < fraction.value);
     assert!(csv(&table).lines().count() == 1 + 3 * 3);
+}
+
+/// The paper's average is over six accuracies, and MMLU's is none of them.
+#[test]
+fn mmlu_is_in_no_average() {
+    let (base, sbp) = (answers(400, 0.4, 1), answers(400, 0.5, 1));
+    let oracle = answers(400, 0.6, 1);
+    // On MMLU all arms are equal, which would shrink every gain.
+    let all = |names: &[&str]| -> Vec<Measured> {
+        let of = |name: &&str| {
+            let mmlu = *name == "mmlu";
+            [("base", &base), ("sbp", if mmlu { &base } else { &sbp }), ("oracle", &oracle)]
+                .map(|(arm, right)| measured(arm, name, right))
+        };
+        names.iter().flat_map(of).collect()
+    };
+    let without = compare(&params(), &all(&["sciq", "webqs"])).unwrap();
+    let with = compare(&params(), &all(&["sciq", "webqs", "mmlu"])).unwrap();
+    assert_eq!(
+        (with.lines.len(), &with.averaged[..]),
+        (3, &["sciq".to_owned(), "webqs".to_owned()][..])
+    );
+    assert_eq!(
+        (&with.average, &with.fraction_of_oracle),
+        (&without.average, &without.fraction_of_oracle)
+    );
+    let everything: Params =
+        serde_json::from_value(json!({"n_resamples": 500, "not_averaged": []})).unwrap();
+    let seven = compare(&everything, &all(&["sciq", "webqs", "mmlu"])).unwrap();
+    assert_eq!(seven.averaged.len(), 3);
+    assert!(seven.fraction_of_oracle["sbp"].value < with.fraction_of_oracle["sbp"].value);
+}
+
+/// Benchmarks are resampled apart: one that is there twice under two names would else have the same
+/// interval as by itself, and two of them together no narrower one.
+#[test]
+fn benchmarks_are_resampled_apart() {
+    let (base, sbp) = (answers(400, 0.4, 1), answers(400, 0.5, 2));
+    let of = |name| [measured("base", name, &base), measured("sbp", name, &sbp)];
+    let all: Vec<Measured> = ["sciq", "webqs"].into_iter().flat_map(of).collect();
+    let table = compare(&params(), &all).unwrap();
+    let width = |line: &Line| {
+        let difference = line.cells[1].difference.unwrap();
+        difference.high - difference.low
+    };
+    let narrowed = width(table.average.as_ref().unwrap()) / width(&table.lines[0]);
+    assert!((0.6..0.82).contains(&narrowed), "{narrowed} is not near the root of a half");
 }
 
 #[test]

@@ -47,9 +47,7 @@ fn heldout(dir: &Path, lengths: &[usize], vocab_size: u32) -> PathBuf {
 
 fn read(dir: &Path) -> (Scores, Vec<Item>) {
     let scores = serde_json::from_slice(&fs::read(dir.join(SCORES_FILE)).unwrap()).unwrap();
-    let lines = zstd::decode_all(File::open(dir.join(ITEMS_FILE)).unwrap()).unwrap();
-    let items = String::from_utf8(lines).unwrap();
-    (scores, items.lines().map(|line| serde_json::from_str(line).unwrap()).collect())
+    (scores, rows::read(&dir.join(ITEMS_FILE)).unwrap())
 }
 
 /// A model whose output matrix is zero gives every token the same probability.

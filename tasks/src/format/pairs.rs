@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::Error;
 use super::container::{Container, Writer};
 use super::tokens::Tokens;
+use crate::corpus::read_json;
 
 /// The file in the artifact's folder.
 pub const FILE: &str = "pairs.sbp";
@@ -149,9 +150,7 @@ impl Pairs {
     /// When `pairs.json` cannot be read.
     pub fn method(&self) -> Result<String, Error> {
         let path = self.container.path().with_file_name(SUMMARY_FILE);
-        let bytes = std::fs::read(&path).map_err(|error| Error::io("read", &path, error))?;
-        let summary: PairsSummary = serde_json::from_slice(&bytes)
-            .map_err(|error| Error::damaged(&path, error.to_string()))?;
+        let summary: PairsSummary = read_json(&path)?;
         Ok(summary.method)
     }
 

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
-use std::sync::mpsc;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::Duration;
 
 use engine::digest::Digest;
 use engine::task::{Context, Failure, Journal};
@@ -14,6 +15,8 @@ use super::prompts::{Measure, Verdict};
 
 /// Times that a question is asked until its answer can be read.
 const READINGS_MAX: u64 = 3;
+/// Time between two looks at the cancel token while answers are awaited.
+const GLANCE: Duration = Duration::from_millis(50);
 
 /// A question about a document.
 pub(super) struct Question {
@@ -52,6 +55,8 @@ struct Kept {
     answers: BTreeMap<Digest, Answer>,
     journal: Journal,
     spent: Spent,
+    /// Requests that have no answer yet; each may become one.
+    in_flight: u64,
 }
 
 impl Kept {
@@ -68,7 +73,13 @@ impl Kept {
         if spent.answers > 0 {
             ctx.info(format!("{} answers of an earlier attempt are there", spent.answers));
         }
-        Ok(Self { answers, journal, spent })
+        Ok(Self { answers, journal, spent, in_flight: 0 })
+    }
+
+    /// Ends a request: its answer, if there is one, is kept.
+    fn end(&mut self, request: Digest, answer: Option<&Answer>) -> Result<(), Failure> {
+        self.in_flight -= 1;
+        answer.map_or(Ok(()), |answer| self.keep(request, answer))
     }
 
     fn keep(&mut self, request: Digest, answer: &Answer) -> Result<(), Failure> {
@@ -82,17 +93,21 @@ impl Kept {
         Ok(())
     }
 
-    /// Whether another request is within the budget.
-    fn check_budget(&self, params: &Params) -> Result<(), Failure> {
+    /// Begins another request, if that is within the budget; [`Kept::end`] ends it.
+    fn begin(&mut self, params: &Params) -> Result<(), Failure> {
         let over = |limit: Option<u64>, spent: u64| limit.is_some_and(|limit| spent >= limit);
-        let (name, limit, spent) = if over(params.answers_max, self.spent.answers) {
+        let (name, limit, spent) = if over(params.answers_max, self.spent.answers + self.in_flight)
+        {
             ("answers_max", params.answers_max, self.spent.answers)
         } else if over(params.tokens_max, self.spent.tokens) {
             ("tokens_max", params.tokens_max, self.spent.tokens)
         } else {
+            self.in_flight += 1;
             return Ok(());
         };
-        let message = format!("`{name}: {}` is spent: {spent} so far", limit.unwrap_or(0));
+        let (limit, in_flight) = (limit.unwrap_or(0), self.in_flight);
+        let message =
+            format!("`{name}: {limit}` is spent: {spent} so far, {in_flight} answers under way");
         Err(Failure::permanent(message)
             .help(format!("raise `{name}` and run again; the answers so far are kept")))
     }
@@ -142,7 +157,17 @@ pub(super) fn ask_all(
         }
         drop(sender);
         let mut n_done = 0;
-        for (index, result) in receiver {
+        loop {
+            let (index, result) = match receiver.recv_timeout(GLANCE) {
+                Ok(one) => one,
+                Err(RecvTimeoutError::Disconnected) => break,
+                Err(RecvTimeoutError::Timeout) => {
+                    if ctx.check_cancelled().is_err() {
+                        client.shutdown();
+                    }
+                    continue;
+                }
+            };
             match result {
                 Ok(one) => judged[index] = Some(one),
                 Err(error) => {
@@ -178,10 +203,10 @@ fn one(
             answer
         } else {
             ctx.check_cancelled()?;
-            lock(kept).check_budget(params)?;
-            let answer = client.ask(&request)?;
-            lock(kept).keep(digest, &answer)?;
-            answer
+            lock(kept).begin(params)?;
+            let answer = client.ask(&request);
+            lock(kept).end(digest, answer.as_ref().ok())?;
+            answer?
         };
         if let Some(verdict) = question.measure.read(&answer.text) {
             return Ok(Judged { verdict: Some(verdict), answer: answer.text });

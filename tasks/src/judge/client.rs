@@ -11,6 +11,8 @@ use serde_json::{Value, json};
 const PAUSE_MAX: Duration = Duration::from_mins(1);
 /// Time between two looks at the cancel token.
 const GLANCE: Duration = Duration::from_millis(50);
+/// Longest wait for a connection, which nothing can cut short.
+const CONNECT_MAX: Duration = Duration::from_secs(10);
 /// Most bytes of an answer.
 const BODY_BYTES_MAX: u64 = 4 << 20;
 
@@ -77,6 +79,7 @@ impl Client {
     ) -> Self {
         let config = ureq::Agent::config_builder()
             .timeout_global(Some(timeout))
+            .timeout_connect(Some(timeout.min(CONNECT_MAX)))
             // A status is an answer here: which ones are worth another try is decided below.
             .http_status_as_error(false)
             .build();
@@ -84,16 +87,22 @@ impl Client {
         Self { agent: config.into(), url, key, attempts_max, backoff, cancel }
     }
 
+    /// Ends what waits for an answer, and whatever is asked from now on.
+    pub(super) fn shutdown(&self) {
+        self.agent.clone().shutdown();
+    }
+
     /// The answer to a request.
     ///
     /// # Errors
-    /// Transient when the server stumbled at every attempt; permanent when it refuses.
+    /// Cancelled when the run stops; transient when the server stumbled at every attempt; permanent when it refuses.
     pub(super) fn ask(&self, request: &Value) -> Result<Answer, Failure> {
         let body = request.to_string();
         let mut pause = self.backoff;
         for attempt in 1..=self.attempts_max {
             match self.once(&body) {
                 Ok(answer) => return Ok(answer),
+                Err(_) if self.cancel.is_cancelled() => return Err(Failure::cancelled()),
                 Err(Trouble::Lasting(what)) => return Err(self.refused(&what)),
                 Err(Trouble::Passing { what, .. }) if attempt == self.attempts_max => {
                     let message = format!("`{}`: {what}, {attempt} times", self.url);
@@ -138,6 +147,11 @@ impl Client {
             .limit(BODY_BYTES_MAX)
             .read_to_string()
             .map_err(|error| passing(error.to_string()))?;
+        // A server may show the key that it was sent; here it would get into messages and files.
+        let text = match self.key.as_deref() {
+            Some(key) if !key.is_empty() => text.replace(key, "…"),
+            _ => text,
+        };
         match status {
             200..=299 => {}
             408 | 409 | 429 | 500..=599 => {

@@ -1,6 +1,6 @@
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,52 +13,78 @@ use serde_json::{Map, Value, json};
 use super::*;
 use crate::fixture;
 
-/// A server that knows the truth by marks in the documents, and stumbles as servers do.
+/// A server that knows the truth by marks in the documents.
 struct Server {
     url: String,
     /// Readable answers given, by request.
     given: Arc<Mutex<BTreeMap<String, u64>>>,
     n_requests: Arc<AtomicU64>,
+    /// Clients that hung up while they were kept waiting.
+    n_left: Arc<AtomicU64>,
 }
 
+/// How a server treats its clients.
+#[derive(Clone, Copy, PartialEq)]
+enum Manner {
+    Answers,
+    /// Refuses, fails, answers garbage and hangs up in between.
+    Stumbles,
+    /// Answers only those who wait for [`PATIENCE`].
+    Keeps,
+}
+
+/// What a server takes for an answer, so that several are under way at a time.
+const THINKING: Duration = Duration::from_millis(2);
+const PATIENCE: Duration = Duration::from_secs(15);
+
 impl Server {
-    /// `key` is what every request must bring; `stumbles` makes it refuse, fail, answer garbage and
-    /// hang up.
-    fn start(stumbles: bool, key: Option<String>) -> Self {
+    /// `key` is what every request must bring.
+    fn start(manner: Manner, key: Option<String>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}/v1", listener.local_addr().unwrap());
         let given: Arc<Mutex<BTreeMap<String, u64>>> = Arc::default();
         let n_requests: Arc<AtomicU64> = Arc::default();
+        let n_left: Arc<AtomicU64> = Arc::default();
         let (counts, requests) = (Arc::clone(&given), Arc::clone(&n_requests));
+        let left = Arc::clone(&n_left);
         std::thread::spawn(move || {
             for stream in listener.incoming() {
                 let (counts, requests, key) =
                     (Arc::clone(&counts), Arc::clone(&requests), key.clone());
+                let left = Arc::clone(&left);
                 std::thread::spawn(move || {
+                    let mut stream = stream.unwrap();
                     let n = requests.fetch_add(1, Ordering::SeqCst);
-                    let _ = serve(&mut stream.unwrap(), n, stumbles, key.as_deref(), &counts);
+                    let served = serve(&mut stream, n, manner, key.as_deref(), &counts);
+                    if served.is_err_and(|error| error.kind() == ErrorKind::ConnectionAborted) {
+                        left.fetch_add(1, Ordering::SeqCst);
+                    }
                 });
             }
         });
-        Self { url, given, n_requests }
+        Self { url, given, n_requests, n_left }
     }
 }
 
 fn serve(
     stream: &mut TcpStream,
     n: u64,
-    stumbles: bool,
+    manner: Manner,
     key: Option<&str>,
     given: &Mutex<BTreeMap<String, u64>>,
 ) -> std::io::Result<()> {
     let mut reader = BufReader::new(stream.try_clone()?);
     let (mut length, mut authorized) = (0, key.is_none());
+    let mut sent = String::new();
     loop {
         let mut line = String::new();
         reader.read_line(&mut line)?;
         let lower = line.to_ascii_lowercase();
         if let Some(value) = lower.strip_prefix("content-length:") {
             length = value.trim().parse().unwrap();
+        }
+        if lower.starts_with("authorization:") {
+            sent.clone_from(&line);
         }
         authorized |= key.is_some_and(|key| line.trim_end().ends_with(&format!("Bearer {key}")));
         if line.trim().is_empty() {
@@ -74,8 +100,16 @@ fn serve(
             body.len()
         )
     };
+    std::thread::sleep(THINKING);
+    if manner == Manner::Keeps {
+        stream.set_read_timeout(Some(PATIENCE))?;
+        if stream.read(&mut [0])? == 0 {
+            return Err(ErrorKind::ConnectionAborted.into());
+        }
+    }
+    let stumbles = manner == Manner::Stumbles;
     let text = match n % 13 {
-        _ if !authorized => reply("401 Unauthorized", "", "no key"),
+        _ if !authorized => reply("401 Unauthorized", "", &format!("not the key: {sent}")),
         3 if stumbles => reply("429 Too Many Requests", "Retry-After: 0\r\n", ""),
         5 if stumbles => reply("500 Internal Server Error", "", "oops"),
         7 if stumbles => reply("200 OK", "", "<html>garbage"),
@@ -171,7 +205,7 @@ fn params(server: &Server) -> Value {
 fn planted_rates_are_found_through_a_stumbling_server() {
     let dir = tempfile::tempdir().unwrap();
     let world = world(dir.path());
-    let server = Server::start(true, None);
+    let server = Server::start(Manner::Stumbles, None);
     let all = bench(dir.path(), "all", &world);
     all.run::<Judge>(&params(&server)).unwrap();
     let judgement = Judgement::read(&all.out("judgement")).unwrap();
@@ -212,7 +246,7 @@ fn planted_rates_are_found_through_a_stumbling_server() {
 fn a_stopped_run_asks_nothing_twice() {
     let dir = tempfile::tempdir().unwrap();
     let world = world(dir.path());
-    let server = Server::start(true, None);
+    let server = Server::start(Manner::Stumbles, None);
     for limit in [30, 90, 300] {
         let stopped = bench(dir.path(), "stopped", &world);
         let cancel = stopped.cancel.clone();
@@ -235,13 +269,35 @@ fn a_stopped_run_asks_nothing_twice() {
 }
 
 #[test]
+fn stopping_does_not_wait_for_answers() {
+    let dir = tempfile::tempdir().unwrap();
+    let world = world(dir.path());
+    let server = Server::start(Manner::Keeps, None);
+    let stopped = bench(dir.path(), "stopped", &world);
+    let cancel = stopped.cancel.clone();
+    std::thread::scope(|scope| {
+        let running = scope.spawn(|| stopped.run::<Judge>(&params(&server)));
+        while server.n_requests.load(Ordering::SeqCst) < 8 && !running.is_finished() {
+            std::thread::yield_now();
+        }
+        cancel.cancel();
+        assert_eq!(running.join().unwrap().unwrap_err().kind, FailureKind::Cancelled);
+    });
+    // Whoever waits gets an answer.
+    while server.n_left.load(Ordering::SeqCst) + (server.given.lock().unwrap().len() as u64) < 8 {
+        std::thread::yield_now();
+    }
+    assert_eq!(server.given.lock().unwrap().len(), 0);
+}
+
+#[test]
 fn the_budget_holds_and_can_be_raised() {
     let dir = tempfile::tempdir().unwrap();
     let world = world(dir.path());
-    let server = Server::start(false, None);
+    let server = Server::start(Manner::Answers, None);
     let mut asked = params(&server);
     asked["measures"] = json!(["relevance"]);
-    asked["concurrency"] = json!(1);
+    asked["concurrency"] = json!(8);
     asked["answers_max"] = json!(50);
     let short = bench(dir.path(), "budget", &world);
     let failure = short.run::<Judge>(&asked).unwrap_err();
@@ -258,9 +314,17 @@ fn the_key_goes_to_the_server_alone() {
     let world = world(dir.path());
     // Any variable of the test's environment serves as the key.
     let key = std::env::var("CARGO_MANIFEST_DIR").unwrap();
-    let server = Server::start(false, Some(key.clone()));
+    let server = Server::start(Manner::Answers, Some(key.clone()));
     let mut asked = params(&server);
     asked["measures"] = json!(["copying"]);
+    // A server that shows what it was sent does not bring the key into a message.
+    let strict = Server::start(Manner::Answers, Some("another".to_owned()));
+    let mut refused = asked.clone();
+    refused["base_url"] = json!(strict.url);
+    refused["api_key_env"] = json!("CARGO_MANIFEST_DIR");
+    let failure = bench(dir.path(), "refused", &world).run::<Judge>(&refused).unwrap_err();
+    let shown = "401: not the key: authorization: Bearer …";
+    assert!(failure.message.to_lowercase().contains(&shown.to_lowercase()), "{failure}");
     let failure = bench(dir.path(), "without", &world).run::<Judge>(&asked).unwrap_err();
     assert_eq!(failure.kind, FailureKind::Permanent);
     assert!(failure.help.unwrap().contains("api_key_env"), "{}", failure.message);
@@ -284,7 +348,7 @@ fn the_key_goes_to_the_server_alone() {
 fn unreadable_answers_and_lost_servers_fail_the_node() {
     let dir = tempfile::tempdir().unwrap();
     let world = world(dir.path());
-    let server = Server::start(false, None);
+    let server = Server::start(Manner::Answers, None);
     let mut asked = params(&server);
     asked["unparsed_max"] = json!(0.01);
     let failure = bench(dir.path(), "strict", &world).run::<Judge>(&asked).unwrap_err();
@@ -302,7 +366,7 @@ fn unreadable_answers_and_lost_servers_fail_the_node() {
 fn concepts_are_counted_under_merged_names() {
     let dir = tempfile::tempdir().unwrap();
     let world = world(dir.path());
-    let server = Server::start(false, None);
+    let server = Server::start(Manner::Answers, None);
     let mut asked = params(&server);
     asked["measures"] = json!(["concepts"]);
     asked["merge"] = json!({"medicine": "health"});
@@ -322,6 +386,10 @@ fn own_questions_need_their_places() {
         <Judge as Task>::check(&serde_json::from_value(params).unwrap())
     };
     assert!(check(json!({"relevance": "{document} {seed}?"})).is_ok());
+    let twice =
+        json!({"base_url": "http://x/v1", "model": "m", "measures": ["copying", "copying"]});
+    let error = <Judge as Task>::check(&serde_json::from_value(twice).unwrap()).unwrap_err();
+    assert_eq!((&*error.path, &*error.message), ("measures", "`copying` is there twice"));
     let error = check(json!({"relevance": "{document}?"})).unwrap_err();
     assert_eq!(
         (error.path.as_str(), error.message.contains("{seed}")),

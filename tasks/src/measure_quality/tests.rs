@@ -79,6 +79,47 @@ fn planted_rates_are_recovered() {
     let bytes = std::fs::read(gate.out("decision").join("decision.json")).unwrap();
     let decision: Decision = serde_json::from_slice(&bytes).unwrap();
     assert!(decision.pass && decision.figures.len() == 3);
+    let none = json!({ "relevance_min": null, "novelty_min": null, "non_repetition_min": null });
+    let failure = gate.run::<Gate>(&none).unwrap_err();
+    assert!(failure.message.contains("no figure has a limit"), "{failure}");
+}
+
+/// 15 of 100 documents state a year that no real document has; every fifth states none.
+#[test]
+fn invented_numbers_are_found() {
+    let dir = tempfile::tempdir().unwrap();
+    let real: Vec<String> =
+        (0..40).map(|i| format!("{} since {}", fixture::words(i, 20), 1900 + i / 2 * 2)).collect();
+    let tokenizer = fixture::tokenizer(dir.path());
+    let tokens =
+        fixture::tokens(dir.path(), &[&real[..], &["in 1955".to_owned()][..]].concat(), &tokenizer);
+    let text = |i: usize| match i {
+        0..15 => format!("{} since {} and 1902", fixture::words(i as u64, 20), 1950 + 2 * i),
+        _ if i % 5 == 0 => fixture::words(i as u64, 20),
+        _ => format!("{} since {}, 7 times", fixture::words(i as u64, 20), 1900 + i % 20 * 2),
+    };
+    let corpus = dir.path().join("synthetic");
+    fixture::corpus(&corpus, &(0..100).map(text).collect::<Vec<_>>(), |_| Map::new());
+    let bench = Bench::new(&dir.path().join("bench"))
+        .input("synthetic", &corpus)
+        .input("real", &tokens)
+        .input("tokenizer", &tokenizer);
+    bench.run::<MeasureQuality>(&json!({})).unwrap();
+    let Quality { unsupported, unsupported_real, .. } =
+        Quality::read(&bench.out("quality")).unwrap();
+    assert_eq!((unsupported.k, unsupported.n), (15, 83));
+    // Two real documents share a year, but one has its own.
+    assert_eq!((unsupported_real.k, unsupported_real.n), (1, 41));
+}
+
+#[test]
+fn documents_without_letters_are_empty() {
+    let dir = tempfile::tempdir().unwrap();
+    let bench = measured(dir.path());
+    let texts = vec!["12 34, 5!".to_owned(), String::new(), fixture::words(2, 20)];
+    fixture::corpus(&dir.path().join("synthetic"), &texts, |_| Map::new());
+    bench.run::<MeasureQuality>(&json!({})).unwrap();
+    assert_eq!(Quality::read(&bench.out("quality")).unwrap().empty, 2);
 }
 
 #[test]

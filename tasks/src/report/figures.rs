@@ -52,6 +52,7 @@ fn quality(study: &Study) -> String {
         line(name, "repetition", "rules", &quality.repetition);
         line(name, "duplicate", "rules", &quality.duplicate);
         line(name, "pair_copying", "rules", &quality.pair_copying);
+        line(name, "unsupported", "rules", &quality.unsupported);
         line(name, "regurgitation", "rules", &quality.regurgitation);
         line(name, "relevance", "rules", &quality.relevance);
     }

@@ -5,8 +5,9 @@ use std::fmt::Write as _;
 use serde_json::Value;
 
 use super::chart::{self, Row, Series};
-use super::{Study, crossing, escape, figures, look, tables};
-use crate::compare::{Arm, Comparison, Estimate, Role};
+use super::{Crossing, Study, crossing, escape, figures, look, tables};
+use crate::compare::{Arm, Comparison, Role};
+use crate::stats::Estimate;
 
 /// The charts of a study; empty where there is nothing to draw.
 pub(super) struct Charts {
@@ -14,7 +15,7 @@ pub(super) struct Charts {
     curves: String,
     pairs: String,
     mixture: String,
-    crossing: Option<(f64, f64)>,
+    crossing: Option<Crossing>,
 }
 
 impl Charts {
@@ -46,9 +47,12 @@ impl Charts {
         let crossing = of_role(Role::Baseline)
             .zip(of_role(Role::Treatment))
             .and_then(|(baseline, treatment)| crossing(baseline, treatment));
-        let mark = crossing.map(|(tokens, loss)| {
-            (tokens, loss, format!("below from {} tokens on", chart::short(tokens)))
-        });
+        let mark = match crossing {
+            Some(Crossing::At(tokens, loss)) => {
+                Some((tokens, loss, format!("below from {} tokens on", chart::short(tokens))))
+            }
+            _ => None,
+        };
         let bins = study.pairs.as_ref().map(|pairs| {
             pairs.scores.iter().map(|bin| (bin.from, bin.to, bin.n)).collect::<Vec<_>>()
         });
@@ -109,14 +113,24 @@ pub(super) fn verdict(comparison: &Comparison) -> String {
     if let Some(difference) = treatment.difference {
         text.push_str(&against(&treatment.name, difference, &baseline.name));
     }
-    let best = comparison.contrasts.iter().max_by(|a, b| {
-        a.difference.value.total_cmp(&b.difference.value).then(b.control.cmp(&a.control))
+    // Controls say what the treatment adds; without any, the other arms are at least other choices.
+    let has_controls = comparison.contrasts.iter().any(|contrast| contrast.role == Role::Control);
+    let (role, best_of) = if has_controls {
+        (Role::Control, "the best control")
+    } else {
+        (Role::Other, "the best of the other arms")
+    };
+    let compared: Vec<_> =
+        comparison.contrasts.iter().filter(|contrast| contrast.role == role).collect();
+    let best = compared.iter().max_by(|a, b| {
+        a.difference.value.total_cmp(&b.difference.value).then(b.against.cmp(&a.against))
     });
     if let Some(best) = best {
-        let link =
-            if comparison.contrasts.len() > 1 { "; against the best control, " } else { "; " };
-        text.push_str(link);
-        text.push_str(&against("it", best.difference, &best.control));
+        text.push_str("; ");
+        if compared.len() > 1 {
+            let _ = write!(text, "against {best_of}, ");
+        }
+        text.push_str(&against("it", best.difference, &best.against));
     }
     match (comparison.oracle_beats_baseline, treatment.gap_closed) {
         (Some(true), Some(gap)) => {
@@ -260,14 +274,14 @@ fn arms(out: &mut String, study: &Study, charts: &Charts) {
     );
     diets(out, comparison);
     if !comparison.contrasts.is_empty() {
-        out.push_str("<h2>Against the controls</h2>\n");
-        open_table(
-            out,
-            "Against the controls",
-            &["control", "treatment\u{2019}s loss minus the control\u{2019}s, nats per token"],
-        );
+        out.push_str("<h2>Against the other arms</h2>\n");
+        let head =
+            ["arm", "role", "treatment\u{2019}s loss minus the arm\u{2019}s, nats per token"];
+        open_table(out, "Against the other arms", &head);
         for contrast in &comparison.contrasts {
-            row(out, "", &[escape(&contrast.control), with_interval(contrast.difference, 4)]);
+            let role = contrast.role.name().to_owned();
+            let difference = with_interval(contrast.difference, 4);
+            row(out, "", &[escape(&contrast.against), role, difference]);
         }
         out.push_str(CLOSE_TABLE);
     }
@@ -296,12 +310,8 @@ fn arm_row(out: &mut String, comparison: &Comparison, arm: &Arm) {
             if arm.role == Role::Baseline {
                 dash()
             } else {
-                format!(
-                    "{} : {}<small>p = {}</small>",
-                    arm.n_better,
-                    arm.n_worse,
-                    p_value(arm.sign_p)
-                )
+                let p = p_value(arm.sign_p);
+                format!("{} : {}<small>p {p}</small>", arm.n_better, arm.n_worse)
             },
             arm.gap_closed.map_or_else(dash, percent),
         ],
@@ -337,8 +347,9 @@ fn diets(out: &mut String, comparison: &Comparison) {
     out.push_str(CLOSE_TABLE);
 }
 
+/// What stands behind a `p`: `= 0.012`, or `< 0.001` as HTML.
 pub(super) fn p_value(p: f64) -> String {
-    if p < 0.001 { "&lt; 0.001".to_owned() } else { number(p, 3) }
+    if p < 0.001 { "&lt; 0.001".to_owned() } else { format!("= {}", number(p, 3)) }
 }
 
 fn curves(out: &mut String, charts: &Charts) {
@@ -346,14 +357,17 @@ fn curves(out: &mut String, charts: &Charts) {
         return;
     }
     out.push_str("<h2>Training</h2>\n");
-    let caption = match charts.crossing {
-        Some((tokens, _)) => format!(
-            "Held-out loss while training. The treatment stays below the baseline from {} tokens on.",
-            chart::short(tokens)
-        ),
-        None => "Held-out loss while training. The curves of treatment and baseline do not cross."
-            .to_owned(),
+    let crossing = match charts.crossing {
+        Some(Crossing::Always) => " The treatment is below the baseline at every point.".to_owned(),
+        Some(Crossing::At(tokens, _)) => {
+            let tokens = chart::short(tokens);
+            format!(" The treatment stays below the baseline from {tokens} tokens on.")
+        }
+        Some(Crossing::NotForGood) => " The treatment does not stay below the baseline.".to_owned(),
+        Some(Crossing::Never) => " The treatment is below the baseline at no point.".to_owned(),
+        None => String::new(),
     };
+    let caption = format!("Held-out loss while training.{crossing}");
     figure(out, "Loss while training", &charts.curves, &caption);
 }
 

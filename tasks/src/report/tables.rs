@@ -3,11 +3,11 @@
 use std::fmt::Write as _;
 
 use super::page::{CLOSE_TABLE, number, open_table, p_value, row};
-use super::{Study, escape};
-use crate::compare::Estimate;
+use super::{Seed, Study, escape};
 use crate::compare_benchmarks::{Cell, Line, Table};
 use crate::judge::Measure;
 use crate::measure_quality::{Quality, Rate};
+use crate::stats::Estimate;
 
 /// Table 2 of the paper, in per cent: name, 200B, 1T, real. By a language model's judgement, except
 /// duplicates.
@@ -55,6 +55,10 @@ pub(super) fn benchmarks(out: &mut String, study: &Study) {
         row(out, "", &benchmark_cells(line));
     }
     out.push_str(CLOSE_TABLE);
+    if !table.averaged.is_empty() {
+        let names = escape(&table.averaged.join(", "));
+        let _ = writeln!(out, "<p class=\"note\">The average is over {names}.</p>");
+    }
     fractions(out, table);
 }
 
@@ -83,7 +87,7 @@ fn benchmark_cell(cell: &Cell) -> String {
         );
     }
     if let Some(p) = cell.p_fdr {
-        let _ = write!(text, "<small>p = {}</small>", p_value(p));
+        let _ = write!(text, "<small>p {}</small>", p_value(p));
     }
     if let Some(seeds) = cell.seeds {
         let _ = write!(
@@ -122,75 +126,65 @@ fn rate(rate: &Rate) -> String {
     format!("{value} %<small>{low} to {high}, n = {}</small>", rate.n)
 }
 
-/// A row of the quality table: name, how a corpus' cell is made, the real documents' cell.
-type RuleRow = (&'static str, Box<dyn Fn(&Quality) -> String>, String);
+/// A row of the quality table: its name, the corpora's cells, and the real documents' rate.
+type RuleRow<'a> = (&'static str, &'a dyn Fn(&Quality) -> String, Option<&'a Rate>);
 
 pub(super) fn quality(out: &mut String, study: &Study) {
-    if study.quality.is_empty() {
+    if study.quality.is_empty() && study.judgement.is_none() {
         return;
     }
     out.push_str(
-        "<h2>Synthetic text</h2><p class=\"note\">Shares of documents by rules, with 95 % intervals. The \
-         paper\u{2019}s figures are beside them for orientation: a language model judged them, on another \
-         scale of model and data.</p>\n",
+        "<h2>Synthetic text</h2><p class=\"note\">Shares of documents by rules or by a judge, with 95 % \
+         intervals. The paper\u{2019}s figures are beside them for orientation: a language model judged \
+         them, on another scale of model and data.</p>\n",
     );
-    let names: Vec<String> = study.quality.iter().map(|(name, _)| escape(name)).collect();
+    let columns: Vec<&str> = if study.quality.is_empty() {
+        vec![study.shown_arm.as_deref().unwrap_or("synthetic")]
+    } else {
+        study.quality.iter().map(|(name, _)| name.as_str()).collect()
+    };
+    let names: Vec<String> = columns.iter().map(|name| escape(name)).collect();
     let mut head = vec!["measure"];
     head.extend(names.iter().map(String::as_str));
     head.extend(["real", "paper 200B", "paper 1T", "paper real"]);
     open_table(out, "Quality of synthetic text", &head);
-    let first = &study.quality[0].1;
-    let complement = |r: &Rate| Rate {
-        rate: 1.0 - r.rate,
-        low: 1.0 - r.high,
-        high: 1.0 - r.low,
-        k: r.n - r.k,
-        n: r.n,
+    rules(out, study);
+    judged(out, study, &columns);
+    out.push_str(CLOSE_TABLE);
+}
+
+/// Rows of what was measured by rules.
+fn rules(out: &mut String, study: &Study) {
+    let Some((_, first)) = study.quality.first() else { return };
+    let irrelevance = |q: &Quality| {
+        let Rate { rate, low, high, k, n } = q.relevance;
+        if n == 0 {
+            return dash();
+        }
+        self::rate(&Rate { rate: 1.0 - rate, low: 1.0 - high, high: 1.0 - low, k: n - k, n })
     };
-    let dash = "\u{2013}".to_owned();
-    let measures: [RuleRow; 6] = [
-        ("repetition", Box::new(|q| rate(&q.repetition)), rate(&first.repetition_real)),
-        ("duplicate", Box::new(|q| rate(&q.duplicate)), rate(&first.duplicate_real)),
-        ("pair copying", Box::new(|q| rate(&q.pair_copying)), dash.clone()),
-        ("regurgitation", Box::new(|q| rate(&q.regurgitation)), dash.clone()),
-        (
-            "irrelevance",
-            Box::new(move |q| {
-                if q.relevance.n == 0 {
-                    rate(&q.relevance)
-                } else {
-                    rate(&complement(&q.relevance))
-                }
-            }),
-            dash.clone(),
-        ),
-        (
-            "own seed beats a random one",
-            Box::new(|q| {
-                q.win_rate.map_or("\u{2013}".to_owned(), |w| format!("{} %", number(w * 100.0, 1)))
-            }),
-            dash.clone(),
-        ),
+    let wins =
+        |q: &Quality| q.win_rate.map_or_else(dash, |w| format!("{} %", number(w * 100.0, 1)));
+    let measures: [RuleRow<'_>; 7] = [
+        ("repetition", &|q| rate(&q.repetition), Some(&first.repetition_real)),
+        ("duplicate", &|q| rate(&q.duplicate), Some(&first.duplicate_real)),
+        ("unsupported numbers", &|q| rate(&q.unsupported), Some(&first.unsupported_real)),
+        ("pair copying", &|q| rate(&q.pair_copying), None),
+        ("regurgitation", &|q| rate(&q.regurgitation), None),
+        ("irrelevance", &irrelevance, None),
+        ("own seed beats a random one", &wins, None),
     ];
     for (name, of, real) in measures {
         let mut cells = vec![name.to_owned()];
         cells.extend(study.quality.iter().map(|(_, quality)| of(quality)));
-        cells.push(real);
-        let paper = PAPER_TABLE_2.iter().find(|row| row.0 == name);
-        let percent = |x: Option<f64>| x.map_or(dash.clone(), |x| format!("{} %", number(x, 1)));
-        cells.extend([
-            percent(paper.map(|row| row.1)),
-            percent(paper.map(|row| row.2)),
-            percent(paper.and_then(|row| row.3)),
-        ]);
+        cells.push(real.map_or_else(dash, rate));
+        cells.extend(of_paper(name));
         row(out, "", &cells);
     }
-    judged(out, study);
-    out.push_str(CLOSE_TABLE);
 }
 
-/// Rows of what a judge said, in the last synthetic column.
-fn judged(out: &mut String, study: &Study) {
+/// Rows of what a judge said, in the column of the arm whose texts it read.
+fn judged(out: &mut String, study: &Study, columns: &[&str]) {
     let Some(judgement) = &study.judgement else { return };
     let names = [
         (Measure::Repetition, "repetition"),
@@ -198,22 +192,28 @@ fn judged(out: &mut String, study: &Study) {
         (Measure::Copying, "pair copying"),
         (Measure::Relevance, "irrelevance"),
     ];
-    let dash = "\u{2013}".to_owned();
-    let percent = |x: Option<f64>| x.map_or(dash.clone(), |x| format!("{} %", number(x, 1)));
+    let of_arm = columns.iter().position(|name| Some(*name) == study.shown_arm.as_deref());
+    let column = of_arm.unwrap_or(columns.len() - 1);
     for (measure, name) in names {
         let Some(bad) = judgement.bad(measure) else { continue };
         let by = format!("{name}<small>judged by {}</small>", escape(&judgement.model));
         let mut cells = vec![by];
-        cells.extend(vec![dash.clone(); study.quality.len().saturating_sub(1)]);
-        cells.extend([rate(bad), dash.clone()]);
-        let paper = PAPER_TABLE_2.iter().find(|row| row.0 == name);
-        cells.extend([
-            percent(paper.map(|row| row.1)),
-            percent(paper.map(|row| row.2)),
-            percent(paper.and_then(|row| row.3)),
-        ]);
+        cells.extend((0..columns.len()).map(|i| if i == column { rate(bad) } else { dash() }));
+        cells.push(dash());
+        cells.extend(of_paper(name));
         row(out, "", &cells);
     }
+}
+
+/// The paper's figures of a measure: 200B, 1T, real.
+fn of_paper(name: &str) -> [String; 3] {
+    let paper = PAPER_TABLE_2.iter().find(|row| row.0 == name);
+    let percent = |x: Option<f64>| x.map_or_else(dash, |x| format!("{} %", number(x, 1)));
+    [paper.map(|row| row.1), paper.map(|row| row.2), paper.and_then(|row| row.3)].map(percent)
+}
+
+fn dash() -> String {
+    "\u{2013}".to_owned()
 }
 
 pub(super) fn samples(out: &mut String, study: &Study) {
@@ -222,7 +222,11 @@ pub(super) fn samples(out: &mut String, study: &Study) {
     }
     out.push_str("<h2>Samples</h2><p class=\"note\">Drawn at random, not picked.</p>\n");
     for sample in &study.samples {
-        let seed = sample.seed.as_deref().map_or("(written without a seed)".to_owned(), escape);
+        let seed = match &sample.seed {
+            Seed::Absent => "(written without a seed)".to_owned(),
+            Seed::NotShown => "(not shown)".to_owned(),
+            Seed::Text(text) => escape(text),
+        };
         let _ = writeln!(
             out,
             "<div class=\"sample\"><div><h3>Seed document</h3><pre>{seed}</pre></div>\

@@ -161,10 +161,103 @@ fn crossing_is_interpolated() {
             .collect(),
     };
     let baseline = curve([4.0, 3.0, 2.0, 2.0]);
-    let (tokens, loss) = crossing(&baseline, &curve([5.0, 3.5, 1.5, 1.0])).unwrap();
+    let found = crossing(&baseline, &curve([5.0, 3.5, 1.5, 1.0]));
+    let Some(Crossing::At(tokens, loss)) = found else { panic!("{found:?}") };
     assert!((tokens - 15.0).abs() < 1e-9 && (loss - 2.5).abs() < 1e-9);
-    assert!(crossing(&baseline, &curve([5.0, 3.5, 1.5, 2.5])).is_none());
-    assert!(crossing(&baseline, &curve([3.0, 2.0, 1.0, 1.0])).is_none());
+    let below_for_a_while = crossing(&baseline, &curve([5.0, 3.5, 1.5, 2.5]));
+    assert_eq!(below_for_a_while, Some(Crossing::NotForGood));
+    assert_eq!(crossing(&baseline, &curve([3.0, 2.0, 1.0, 1.0])), Some(Crossing::Always));
+    assert_eq!(crossing(&baseline, &curve([5.0, 4.0, 3.0, 3.0])), Some(Crossing::Never));
+    let elsewhere = Curve { arm: String::new(), points: vec![(7.0, 0.0, Some(1.0))] };
+    assert_eq!(crossing(&baseline, &elsewhere), None);
+}
+
+#[test]
+fn p_values_bring_their_sign() {
+    assert_eq!([0.0004, 0.001, 0.012].map(page::p_value), ["&lt; 0.001", "= 0.001", "= 0.012"]);
+}
+
+/// The study of made-up data, to change before it is shown.
+fn study(dir: &Path) -> Study {
+    let bench = bench(dir);
+    let params: Params = serde_json::from_value(json!({})).unwrap();
+    read(&params, &Inputs::new(bench.inputs.clone())).unwrap()
+}
+
+fn shown(study: &Study) -> String {
+    page::html(study, &page::Charts::of(study))
+}
+
+/// Arms that are nodes of their own, not values of a matrix, still have their curves.
+#[test]
+fn curves_of_plain_nodes_are_those_of_the_arms() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut bench = bench(dir.path());
+    for (i, input) in bench.inputs.get_mut("curves").unwrap().iter_mut().enumerate() {
+        input.node = format!("train_{i}");
+    }
+    let params: Params = serde_json::from_value(json!({})).unwrap();
+    let mut study = read(&params, &Inputs::new(bench.inputs.clone())).unwrap();
+    let names: Vec<&str> = study.curves.iter().map(|curve| curve.arm.as_str()).collect();
+    assert_eq!(names, ARMS.map(|arm| arm.0));
+    assert!(shown(&study).contains("The treatment stays below the baseline from "));
+    study.curves.truncate(1);
+    let html = shown(&study);
+    assert!(html.contains("Held-out loss while training.</figcaption>"), "nothing to say");
+}
+
+/// A judge's answers stand in the column of the arm whose texts it read.
+#[test]
+fn a_judges_answers_stand_under_their_arm() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut study = study(dir.path());
+    let rate = crate::measure_quality::Rate::of_counts(7, 9);
+    let rates = json!({"prompt": "p", "bad": rate, "undefined": null, "unparsed": rate});
+    let judgement = json!({
+        "version": 1, "model": "judge", "measures": {"factuality": rates}, "domains": [],
+        "categories": [], "relations": [], "spent": {"answers": 9, "tokens": 5},
+    });
+    study.judgement = Some(serde_json::from_value(judgement).unwrap());
+    let quality = study.quality[0].1.clone();
+    study.quality = ["sbp", "random_pairs", "unconditional"]
+        .map(|arm| (arm.to_owned(), quality.clone()))
+        .into();
+    study.shown_arm = Some("random_pairs".to_owned());
+    let cells = |study: &Study| -> Vec<String> {
+        let html = shown(study);
+        let row = html.lines().find(|line| line.contains("errors of fact")).unwrap();
+        row.split("<td>").skip(2).map(|cell| cell.replace("</td>", "")).collect()
+    };
+    let found: Vec<bool> = cells(&study).iter().take(3).map(|cell| cell.contains("77.8")).collect();
+    assert_eq!(found, [false, true, false]);
+    study.shown_arm = None;
+    assert!(cells(&study)[2].contains("77.8"));
+    // Without rules, the judge's answers are still shown.
+    study.quality.clear();
+    assert!(cells(&study)[0].contains("77.8"));
+}
+
+#[test]
+fn seeds_that_are_not_connected_are_not_denied() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut bench = bench(dir.path());
+    bench.inputs.remove("real");
+    let params: Params = serde_json::from_value(json!({})).unwrap();
+    let study = read(&params, &Inputs::new(bench.inputs.clone())).unwrap();
+    assert!(study.samples.iter().all(|sample| sample.seed == Seed::NotShown));
+    let html = shown(&study);
+    assert!(html.contains("(not shown)") && !html.contains("(written without a seed)"));
+}
+
+#[test]
+fn arms_that_are_no_controls_are_not_called_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let arms = compared::bench(dir.path(), &ARMS);
+    arms.run::<Compare>(&json!({"controls": []})).unwrap();
+    let comparison = Comparison::read(&arms.out("comparison")).unwrap();
+    let verdict = page::verdict(&comparison);
+    assert!(verdict.contains("against the best of the other arms, it has a loss"), "{verdict}");
+    assert!(!verdict.contains("control"), "{verdict}");
 }
 
 #[test]
@@ -186,7 +279,7 @@ fn benchmarks_and_a_judges_answers_are_shown() {
     };
     let table = json!({
         "version": 1, "baseline": "base", "n_resamples": 100, "arms": ["base", "<sbp>"],
-        "lines": [line("sciq")], "average": line("average"),
+        "lines": [line("sciq")], "averaged": ["sciq"], "average": line("average"),
         "fraction_of_oracle": {"<sbp>": estimate(0.5)},
     });
     let rate = json!({"rate": 0.123, "low": 0.1, "high": 0.15, "k": 123, "n": 1000});
@@ -232,10 +325,7 @@ fn benchmarks_and_a_judges_answers_are_shown() {
 #[test]
 fn sweeps_are_told_from_other_studies() {
     let dir = tempfile::tempdir().unwrap();
-    let bench = bench(dir.path());
-    let params: Params = serde_json::from_value(json!({})).unwrap();
-    let inputs = Inputs::new(bench.inputs.clone());
-    let mut study = read(&params, &inputs).unwrap();
+    let mut study = study(dir.path());
     assert!(figures::mixture(&study).is_empty());
     for (i, arm) in study.comparison.arms.iter_mut().enumerate() {
         arm.books =
@@ -244,6 +334,6 @@ fn sweeps_are_told_from_other_studies() {
     let points = figures::mixture(&study);
     assert_eq!(points.len(), ARMS.len());
     assert!(points[0].share < points[4].share && points[4].arm == "base");
-    let html = page::html(&study, &page::Charts::of(&study));
+    let html = shown(&study);
     assert!(html.contains("<h2>Share of synthetic text"));
 }
