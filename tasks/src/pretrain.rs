@@ -276,8 +276,11 @@ impl Task for Pretrain {
         config.context = params.context();
         let tokens = inputs.fact("schedule", fact::TOKENS);
         let steps = params.batch_tokens.and_then(|batch| Some((tokens? / batch as f64).ceil()));
-        let flop = tokens.map(|tokens| tokens * config.train_flop_per_token(config.context));
         let model = cost::model(&config);
+        let context = config.context as f64;
+        let row =
+            if params.document_mask { cost::row(&inputs.one("real"), context) } else { context };
+        let flop = tokens.and_then(|tokens| cost::train_flop(&model, tokens, row));
         let kept = model.get(FILE_BYTES).map(|bytes| bytes * params.snapshots.len() as f64);
         Estimate::unknown()
             .figure(figure::TOKENS, tokens)

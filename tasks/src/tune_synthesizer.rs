@@ -291,8 +291,9 @@ impl Task for TuneSynthesizer {
         let by_epochs = || Some((params.epochs? * pairs? * pair? / batch_tokens?).ceil());
         let steps = params.steps.map(|n| n as f64).or_else(by_epochs);
         let tokens = steps.zip(batch_tokens).map(|(steps, tokens)| steps * tokens);
-        let forward = || cost::forward_flop(&start, tokens?, context?);
-        let flop = forward().map(|flop| 3.0 * flop);
+        // A pair attends to itself alone, as long as it is whole.
+        let row = context.map(|context| pair.map_or(context, |pair| pair.min(context)));
+        let flop = tokens.zip(row).and_then(|(tokens, row)| cost::train_flop(&start, tokens, row));
         let model = start.clone().with(fact::CONTEXT, context);
         let kept = model.get(FILE_BYTES).map(|bytes| bytes * params.snapshots.len() as f64);
         Estimate::unknown()
