@@ -155,8 +155,11 @@ fn pairs(study: &Study) -> String {
     table("Pairs", &head, &rows)
 }
 
+/// What seeds found, by place and name of the arm, and by kind or group.
+type Rows<'a, T> = BTreeMap<(usize, &'a str, &'a str), Vec<T>>;
+
 fn synthesizers(study: &Study) -> String {
-    let mut rows: BTreeMap<(usize, &str, &str), Vec<[Option<f64>; 6]>> = BTreeMap::new();
+    let mut rows: Rows<'_, [Option<f64>; 6]> = BTreeMap::new();
     for of in &study.synthesizers {
         for (kind, scores) in &of.found {
             let after = &scores.after;
@@ -183,7 +186,8 @@ fn synthesizers(study: &Study) -> String {
     let rows: Vec<Vec<String>> = rows
         .into_iter()
         .map(|((_, arm, kind), values)| {
-            let column = |i: usize| over_seeds(values.iter().filter_map(|row| row[i]).collect());
+            let column =
+                |i: usize| over_seeds(&values.iter().filter_map(|row| row[i]).collect::<Vec<_>>());
             [strings(&[arm, kind]), (0..6).map(column).collect()].concat()
         })
         .collect();
@@ -213,12 +217,12 @@ fn place(study: &Study, arm: &str) -> usize {
 }
 
 /// The mean over the seeds that have a value.
-fn over_seeds(values: Vec<f64>) -> String {
-    if values.is_empty() { "–".to_owned() } else { number(mean(&values).value) }
+fn over_seeds(values: &[f64]) -> String {
+    if values.is_empty() { "–".to_owned() } else { number(mean(values).value) }
 }
 
 fn synthetic(study: &Study) -> String {
-    let mut rows: BTreeMap<(usize, &str, &str), Vec<&Facts>> = BTreeMap::new();
+    let mut rows: Rows<'_, &Facts> = BTreeMap::new();
     for of in &study.synthetic {
         for (group, facts) in &of.found {
             rows.entry((place(study, &of.arm), &of.arm, group)).or_default().push(facts);
@@ -231,7 +235,8 @@ fn synthetic(study: &Study) -> String {
         let mut row = strings(&[arm, group]);
         for i in 0..head.len() - 2 {
             let known = facts.iter().filter_map(|facts| rates(facts)[i].1);
-            row.push(over_seeds(known.filter(|rate| rate.n > 0).map(|rate| rate.rate).collect()));
+            let values: Vec<f64> = known.filter(|rate| rate.n > 0).map(|rate| rate.rate).collect();
+            row.push(over_seeds(&values));
         }
         row
     });

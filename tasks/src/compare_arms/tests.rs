@@ -72,11 +72,16 @@ impl Place {
     }
 
     fn run(&self, scores: Vec<Input>, params: &Value) -> Result<Study, Failure> {
-        self.run_with(scores, params, json!({}))
+        self.run_with(scores, params, &json!({}))
     }
 
     /// The same with what `synthesizer`, a node without the axis `arm`, found.
-    fn run_with(&self, scores: Vec<Input>, params: &Value, kinds: Value) -> Result<Study, Failure> {
+    fn run_with(
+        &self,
+        scores: Vec<Input>,
+        params: &Value,
+        kinds: &Value,
+    ) -> Result<Study, Failure> {
         let mut bench = Bench::new(&self.0.path().join("run"));
         let checks = self.input("checks[seed=0]", |dir| {
             write_json(&dir.join("checks.json"), &json!([])).unwrap();
@@ -238,7 +243,7 @@ fn synthesizers_of_no_arm_keep_their_name() {
         "n_pairs": 5, "exact": 0.5, "kl_marginal": 6.0, "before": null, "after": losses,
     });
     let study = study(&place);
-    place.run_with(study, &params(), json!({"unpaired": scores})).unwrap();
+    place.run_with(study, &params(), &json!({"unpaired": scores})).unwrap();
     let table = std::fs::read_to_string(place.0.path().join("run/out/study/table.md")).unwrap();
     let line = "| synthesizer | unpaired | 0.500 | 1.000 | 2.000 | 6.000 | – | 3.000 |";
     assert!(table.contains(line), "{table}");

@@ -95,7 +95,7 @@ fn invented_numbers_are_found() {
         fixture::tokens(dir.path(), &[&real[..], &["in 1955".to_owned()][..]].concat(), &tokenizer);
     let text = |i: usize| match i {
         0..15 => format!("{} since {} and 1902", fixture::words(i as u64, 20), 1950 + 2 * i),
-        _ if i % 5 == 0 => fixture::words(i as u64, 20),
+        _ if i.is_multiple_of(5) => fixture::words(i as u64, 20),
         _ => format!("{} since {}, 7 times", fixture::words(i as u64, 20), 1900 + i % 20 * 2),
     };
     let corpus = dir.path().join("synthetic");
