@@ -163,6 +163,14 @@ pub enum Error {
         /// How many artifacts it holds.
         n: usize,
     },
+    /// What an operator believes dead is seen to live.
+    #[error("the process {owner} of run `{run}` lives")]
+    OwnerLives {
+        /// The run.
+        run: String,
+        /// `host:pid` of the process that runs it.
+        owner: String,
+    },
     /// Nothing runs that could be stopped.
     #[error("run `{run}` is {state}; there is nothing to stop")]
     RunIsOver {
@@ -244,6 +252,11 @@ impl Error {
             Self::ReadOnly { .. } => {
                 Some("make the ledger's folder writable, or choose another one")
             }
+            Self::OwnerLives { .. } => Some("`sbp cancel` without `--dead` asks it to stop"),
+            Self::RunUnderWay { .. } => Some(
+                "when its process is gone where this machine cannot see it, `sbp cancel RUN --dead` \
+                 frees what it holds",
+            ),
             Self::Full { .. } => Some("free space and run the same command again"),
             Self::NetworkFileSystem { .. } => Some(
                 "keep the ledger on a local disk with `--ledger PATH`, or use `--ledger postgres://…`",

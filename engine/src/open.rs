@@ -105,6 +105,7 @@ impl Error {
                     | ledger::Error::NotParked { .. }
                     | ledger::Error::RunIsOver { .. }
                     | ledger::Error::RunUnderWay { .. }
+                    | ledger::Error::OwnerLives { .. }
                     | ledger::Error::OtherStore { .. }
             ),
             Self::External { .. } | Self::Target(_) | Self::Resource { .. } => false,

@@ -26,6 +26,9 @@ pub(crate) struct CancelArgs {
     /// The run of the node; the last one when not given
     #[arg(long, value_name = "RUN")]
     pub(crate) run: Option<String>,
+    /// The run's process is gone where this machine cannot see it: free what it held
+    #[arg(long, conflicts_with = "run")]
+    pub(crate) dead: bool,
 }
 
 /// `sbp retry`.

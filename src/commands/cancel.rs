@@ -15,6 +15,16 @@ const RUN_MIN: usize = 4;
 pub(crate) async fn run(args: CancelArgs, place: Place, printer: Printer) -> Result<ExitStatus> {
     let engine = open_existing(place).await?;
     let by = settings::operator();
+    if args.dead {
+        let buried = engine.bury(&args.what, &by).await?;
+        if printer.is_json() {
+            printer.json(&buried)?;
+        } else {
+            printer
+                .data(format!("run {} is written off; {} held it\n", buried.run, buried.owner))?;
+        }
+        return Ok(ExitStatus::Done);
+    }
     let run = args.run.as_deref().unwrap_or("last");
     let detail = engine.run_detail(run).await?;
     let named = |row: &RunNodeRow| row.name == args.what || row.entry == args.what;

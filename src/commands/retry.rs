@@ -15,7 +15,10 @@ pub(crate) async fn run(args: RetryArgs, place: Place, printer: Printer) -> Resu
     if detail.run.state == RunState::Running {
         let (id, owner) = (&detail.run.id, &detail.run.owner);
         let message = format!("run `{id}` is under way ({owner}) and retries by itself");
-        return Err(Error::usage(message).help(format!("stop it with `sbp cancel {id}` first")));
+        let help = format!(
+            "stop it with `sbp cancel {id}` first; `sbp cancel {id} --dead` when its process is gone"
+        );
+        return Err(Error::usage(message).help(help));
     }
     // The run may have been of a part of the pipeline.
     let covered = detail.nodes.into_iter().map(|node| node.name).collect();

@@ -72,6 +72,8 @@ const WRITE_RULING: &str = "
 const WRITE_EVENT: &str = "
     INSERT INTO event (at_us, run_id, node, key, epoch, kind, detail)
     VALUES ($1, $2, $3, $4, NULL, $5, $6)";
+const WRITE_BURIAL: &str = "
+    INSERT INTO event (at_us, run_id, kind, detail) VALUES ($1, $2, 'run_buried', $3)";
 const WRITE_REQUEST: &str = "
     INSERT INTO cancel_request (run_id, node, by_whom, at_us) VALUES ($1, $2, $3, $4)";
 const WRITE_RUN_REQUEST: &str = "
@@ -200,5 +202,25 @@ impl Engine {
             database.run(WRITE_REQUEST, &binds).await?;
         }
         Ok(Cancelled { run: id, nodes, owner: detail.run.owner })
+    }
+
+    /// Writes a run off whose process is gone where this machine cannot see it, and frees what it
+    /// held: other runs need not wait for its leases, and garbage can be collected again.
+    ///
+    /// # Errors
+    /// When no such run is under way, its process is seen to live, or the ledger is in trouble.
+    pub async fn bury(&self, run: &str, by: &str) -> Result<Cancelled, open::Error> {
+        let detail = self.run_detail(run).await?;
+        let (run, owner, state) = (detail.run.id, detail.run.owner, detail.run.state);
+        if state != RunState::Running {
+            return Err(Error::RunIsOver { run, state }.into());
+        }
+        self.ledger.bury(&run, &self.owner).await?;
+        let now_us = self.clock.now_us();
+        let mut database = self.ledger.database.lock().await;
+        let binds = [Bind::Int(now_us), Bind::Text(&run), Bind::Text(by)];
+        database.run(WRITE_BURIAL, &binds).await?;
+        drop(database);
+        Ok(Cancelled { run, nodes: Vec::new(), owner })
     }
 }

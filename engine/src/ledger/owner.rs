@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use super::database::{Bind, Database};
+use super::database::{Bind, Database, Row};
 use super::{Error, Ledger};
 use crate::digest::Digest;
 
@@ -33,6 +33,13 @@ impl Owner {
         let text = format!("{host} {boot} {pid} {pid_started} {now_us} {salt}");
         let id = Digest::of(text.as_bytes()).to_string()[..16].to_owned();
         Self { id, host, boot, pid, pid_started }
+    }
+
+    /// Whether `other` is seen to live on this host.
+    fn knows_alive(&self, other: &Self) -> bool {
+        other.host == self.host
+            && other.boot == self.boot
+            && started(other.pid) == Some(other.pid_started)
     }
 
     /// Whether `other` ran on this host and is gone. False when that cannot be known from here.
@@ -68,6 +75,10 @@ const OWNERS_AT_WORK: &str = "
         OR o.id IN (SELECT owner FROM attempt WHERE state = 'running')
         OR o.id IN (SELECT owner FROM item WHERE state = 'running')";
 
+const OWNER_OF_RUN: &str = "
+    SELECT o.id, o.host, o.boot, o.pid, o.pid_started
+      FROM run AS r JOIN owner AS o ON o.id = r.owner
+     WHERE r.id = $1 AND r.state = 'running'";
 const EVENTS_OF_LOST: &str = "
     INSERT INTO event (at_us, run_id, node, key, epoch, kind, detail)
     SELECT $2, run_id, node, key, epoch, 'attempt_lost', 'its process died'
@@ -118,24 +129,52 @@ impl Ledger {
         if dead.is_empty() {
             return Ok(0);
         }
-        let rows: Vec<[&str; 1]> = dead.iter().map(|id| [id.as_str()]).collect();
-        let rows = serde_json::to_string(&rows).map_err(Error::value)?;
-        let now_us = self.clock.now_us();
-        database.begin().await?;
+        write_off(&mut database, &dead, self.clock.now_us()).await?;
+        Ok(dead.len())
+    }
+
+    /// Releases what the process of a run holds, on an operator's word that it is gone. Were it
+    /// not, it would find its leases lost, and nothing of it would count.
+    pub(crate) async fn bury(&self, run: &str, me: &Owner) -> Result<(), Error> {
+        let mut database = self.database.lock().await;
+        let rows = database.fetch(OWNER_OF_RUN, &[Bind::Text(run)]).await?;
+        let Some(owner) = rows.into_iter().map(owner_of).next() else { return Ok(()) };
+        if me.knows_alive(&owner) {
+            let owner = format!("{}:{}", owner.host, owner.pid);
+            return Err(Error::OwnerLives { run: run.to_owned(), owner });
+        }
+        write_off(&mut database, &[owner.id], self.clock.now_us()).await
+    }
+}
+
+/// Releases whatever these owners hold, in one transaction.
+async fn write_off(database: &mut Database, owners: &[String], now_us: i64) -> Result<(), Error> {
+    let rows: Vec<[&str; 1]> = owners.iter().map(|id| [id.as_str()]).collect();
+    let rows = serde_json::to_string(&rows).map_err(Error::value)?;
+    database.begin().await?;
+    let written = async {
         for sql in [EVENTS_OF_LOST, LOSE_ATTEMPTS, ABANDON_RUNS] {
-            if let Err(error) = database.run(sql, &[Bind::Text(&rows), Bind::Int(now_us)]).await {
-                database.rollback().await;
-                return Err(error);
-            }
+            database.run(sql, &[Bind::Text(&rows), Bind::Int(now_us)]).await?;
         }
         for sql in [RELEASE_KEYS, RELEASE_ITEMS] {
-            if let Err(error) = database.run(sql, &[Bind::Text(&rows)]).await {
-                database.rollback().await;
-                return Err(error);
-            }
+            database.run(sql, &[Bind::Text(&rows)]).await?;
         }
-        database.commit().await?;
-        Ok(dead.len())
+        database.commit().await
+    };
+    let written = written.await;
+    if written.is_err() {
+        database.rollback().await;
+    }
+    written
+}
+
+fn owner_of(mut row: Row) -> Owner {
+    Owner {
+        id: row.text(0),
+        host: row.text(1),
+        boot: row.text(2),
+        pid: row.int(3),
+        pid_started: row.int(4),
     }
 }
 
@@ -144,13 +183,7 @@ pub(super) async fn dead_owners(
     owner: &Owner,
 ) -> Result<Vec<String>, Error> {
     let rows = database.fetch(OWNERS_AT_WORK, &[]).await?;
-    let owners = rows.into_iter().map(|mut row| Owner {
-        id: row.text(0),
-        host: row.text(1),
-        boot: row.text(2),
-        pid: row.int(3),
-        pid_started: row.int(4),
-    });
+    let owners = rows.into_iter().map(owner_of);
     Ok(owners.filter(|other| owner.knows_dead(other)).map(|other| other.id).collect())
 }
 

@@ -187,3 +187,48 @@ async fn nothing_is_collected_under_a_run() {
     let (_, error) = tokio::join!(driver.run(&bench.pipeline, options, &stop), collect);
     assert!(error.contains("is under way"), "{error}");
 }
+
+#[tokio::test]
+async fn a_run_that_died_elsewhere_is_buried() {
+    let mut bench = Bench::new();
+    bench.node("long", &[], json!({"act": "slow:40"}));
+    super::trouble::killed_run(&bench).await;
+    // It ran in a container, whose name nobody has any more.
+    let mut database = crate::ledger::Database::connect(&bench.location()).await.unwrap();
+    database.script("UPDATE owner SET host = 'a container'").await.unwrap();
+    let engine = bench.engine().await;
+    let error = engine.collect(keep(1)).await.unwrap_err();
+    assert!(error.help().unwrap().contains("--dead"), "{error}");
+    let run = engine.runs(1).await.unwrap()[0].id.clone();
+    let buried = engine.bury(&run, "ada@here").await.unwrap();
+    assert_eq!((buried.run, buried.owner.split(':').next()), (run.clone(), Some("a container")));
+    assert_eq!(engine.runs(1).await.unwrap()[0].state, RunState::Abandoned);
+    engine.collect(keep(1)).await.unwrap();
+    let again = engine.bury(&run, "ada@here").await.unwrap_err();
+    assert!(again.to_string().contains("is abandoned"), "{again}");
+    // Nobody waits for the lease of the dead.
+    let run = Box::pin(bench.run());
+    let summary = tokio::time::timeout(Duration::from_secs(40), run).await.expect("it waits");
+    assert_eq!((summary.state, summary.nodes.ran), (RunState::Done, 1));
+}
+
+#[tokio::test]
+async fn a_run_that_lives_is_not_buried() {
+    let mut bench = Bench::new();
+    bench.node("endless", &[], json!({"act": "wait"}));
+    let observer = Arc::new(CancelAt { runs: tokio::sync::watch::Sender::new(false) });
+    let mut runs = observer.runs.subscribe();
+    let options = Options { observer, ..options() };
+    let (driver, operator) = (bench.engine().await, bench.engine().await);
+    let stop = Stop::default();
+    let bury = async {
+        runs.wait_for(|runs| *runs).await.unwrap();
+        let error = operator.bury("last", "ada@here").await.unwrap_err();
+        stop.request();
+        error
+    };
+    let (summary, error) = tokio::join!(driver.run(&bench.pipeline, options, &stop), bury);
+    assert!(error.to_string().contains("lives"), "{error}");
+    assert!(!error.is_trouble() && error.help().unwrap().contains("without `--dead`"));
+    assert_eq!(summary.unwrap().state, RunState::Cancelled);
+}

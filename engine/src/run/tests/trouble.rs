@@ -268,7 +268,7 @@ async fn racing_runs_share_the_work() {
 }
 
 /// Leaves a run in the ledger as a killed process would.
-async fn killed_run(bench: &Bench) {
+pub(super) async fn killed_run(bench: &Bench) {
     let engine = bench.engine().await;
     let (stop, events) = (Stop::default(), Arc::new(Events::default()));
     let observer = Arc::<Events>::clone(&events);
