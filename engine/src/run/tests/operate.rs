@@ -192,7 +192,7 @@ async fn nothing_is_collected_under_a_run() {
 async fn a_run_that_died_elsewhere_is_buried() {
     let mut bench = Bench::new();
     bench.node("long", &[], json!({"act": "slow:40"}));
-    super::trouble::killed_run(&bench).await;
+    trouble::killed_run(&bench).await;
     // It ran in a container, whose name nobody has any more.
     let mut database = crate::ledger::Database::connect(&bench.location()).await.unwrap();
     database.script("UPDATE owner SET host = 'a container'").await.unwrap();
@@ -203,7 +203,9 @@ async fn a_run_that_died_elsewhere_is_buried() {
     let buried = engine.bury(&run, "ada@here").await.unwrap();
     assert_eq!((buried.run, buried.owner.split(':').next()), (run.clone(), Some("a container")));
     assert_eq!(engine.runs(1).await.unwrap()[0].state, RunState::Abandoned);
-    engine.collect(keep(1)).await.unwrap();
+    if let Err(error) = engine.collect(keep(1)).await {
+        assert!(!error.to_string().contains("is under way"), "{error}");
+    }
     let again = engine.bury(&run, "ada@here").await.unwrap_err();
     assert!(again.to_string().contains("is abandoned"), "{again}");
     // Nobody waits for the lease of the dead.

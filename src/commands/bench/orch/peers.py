@@ -5,7 +5,7 @@
     peers.py --sbp target/release/sbp --n 1000
 
 Every engine gets the same graph: N independent tasks, each of which writes a small file (for `sbp` also tasks that
-write nothing). CPU is user + system time of the whole process tree, from `wait4`; it is what to compare on a busy
+write nothing, on threads and in processes of their own). `sbp` alone makes each file and each step durable. CPU is user + system time of the whole process tree, from `wait4`; it is what to compare on a busy
 machine. A task of make, ninja and doit is a shell that runs builtins only, so `spawn` is what starting those costs by
 itself. An engine that is not installed is left out.
 """
@@ -98,22 +98,31 @@ def measure(name, kind, set_up, n):
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def ours(sbp, n, kind):
+    """The figures of the engine's own bench, which starts a process for each measurement."""
+    command = [sbp, "bench", "orch", "--n", str(n), "--kind", kind, "--json"]
+    return json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+
+
 def main():
     options = argparse.ArgumentParser()
     options.add_argument("--sbp", default="target/release/sbp")
     options.add_argument("--n", type=int, default=1000)
     given = options.parse_args()
-    ran = subprocess.run([given.sbp, "bench", "orch", "--n", str(given.n), "--json"], capture_output=True, check=True)
-    ours = json.loads(ran.stdout)
-    rows = [["sbp, no files", "in process", ours["cold_cpu_ms_per_task"], ours["noop_cpu_ms"], 0, ours["peak_rss_mib"]],
-            ["sbp, a file each", "in process", ours["cold_files_cpu_ms_per_task"], ours["noop_files_cpu_ms"], 0, None]]
+    inline, process = (ours(given.sbp, given.n, kind) for kind in ("inline", "process"))
+    rows = [["sbp, no files", "in process", inline["cold_cpu_ms_per_task"], inline["noop_cpu_ms"], 0, inline["peak_rss_mib"]],
+            ["sbp, a file each", "in process", inline["cold_files_cpu_ms_per_task"], inline["noop_files_cpu_ms"], 0, None],
+            ["sbp, no files", "own process", process["cold_cpu_ms_per_task"], process["noop_cpu_ms"], 0, process["peak_rss_mib"]],
+            ["sbp, starting itself alone", "own process", process["spawn_cpu_ms_per_task"], None, None, None],
+            ["sbp, a shell and a file each", "process", process["program_cpu_ms_per_task"], None, None, None]]
     rows += filter(None, (measure(name, kind, set_up, given.n) for name, kind, set_up in PEERS))
     print(f"{given.n} tasks, two at a time, load {os.getloadavg()[0]:.1f}")
     print("| engine | tasks | cold, CPU ms a task | nothing to do, CPU ms | ran again | peak MiB |\n|---|---|---|---|---|---|")
     for row in rows:
         cells = ["–" if cell is None else f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in row]
         print("| " + " | ".join(cells) + " |")
-    print(json.dumps(ours))
+    print(json.dumps(inline))
+    print(json.dumps(process))
 
 
 main()
