@@ -13,7 +13,7 @@
 //!     .enumerate()
 //!     .map(|(i, part)| Item::new(format!("part {i}"), &("params", part.text.clone()), part))
 //!     .collect();
-//! let results = ctx.items("count", "parts", &items, |part, item| {
+//! let results = ctx.items("count", "parts", items, |part, item| {
 //!     std::fs::write(item.dir().join("text"), &part.text)?; // Files, if there are any,
 //!     Ok(part.text.len() as u64) // and a value, kept as JSON.
 //! })?;
@@ -38,9 +38,12 @@
 //! Once the node's own result is published its items are collected.
 
 pub(crate) mod memory;
+mod stage;
 pub(crate) mod store;
 mod table;
 mod team;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -51,7 +54,8 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
-use crate::task::{CancelToken, Failure};
+use crate::task::Failure;
+pub use stage::{Feed, Held, ItemContext, Stage};
 pub(crate) use store::ItemStore;
 pub(crate) use team::Team;
 
@@ -115,44 +119,6 @@ pub(crate) fn scope(kind: &str, revision: u32, salt: &str) -> Digest {
     Digest::of(&text)
 }
 
-/// What the work on one item sees of the world.
-pub struct ItemContext<'a> {
-    dir: &'a Path,
-    n_threads: usize,
-    cancel: &'a CancelToken,
-    progress: &'a (dyn Fn(u64) + Sync),
-}
-
-impl ItemContext<'_> {
-    /// The folder for the item's files, empty at first.
-    pub fn dir(&self) -> &Path {
-        self.dir
-    }
-
-    /// Threads for this item; at least 1. Must not change results.
-    pub fn n_threads(&self) -> usize {
-        self.n_threads
-    }
-
-    /// The token that tells this item to stop.
-    pub fn cancel_token(&self) -> &CancelToken {
-        self.cancel
-    }
-
-    /// Returns early from an item that was told to stop. Call it at least once a second.
-    ///
-    /// # Errors
-    /// [`Failure::cancelled`] when it was.
-    pub fn check_cancelled(&self) -> Result<(), Failure> {
-        if self.cancel.is_cancelled() { Err(Failure::cancelled()) } else { Ok(()) }
-    }
-
-    /// Reports that `done` of the item's weight is finished.
-    pub fn progress(&self, done: u64) {
-        (self.progress)(done);
-    }
-}
-
 /// Results in the order of the list, read as they are asked for.
 pub struct ItemResults<R> {
     dirs: std::vec::IntoIter<PathBuf>,
@@ -178,11 +144,7 @@ impl<R: DeserializeOwned> Iterator for ItemResults<R> {
     type Item = Result<ItemResult<R>, Failure>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let dir = self.dirs.next()?;
-        Some(match store::read_value(&dir) {
-            Ok(value) => Ok(ItemResult { dir, value }),
-            Err(error) => Err(Failure::io("cannot read an item's result", &error)),
-        })
+        Some(store::read(self.dirs.next()?))
     }
 
     fn size_hint(&self) -> (usize, Option<usize>) {

@@ -18,6 +18,7 @@ mod operate;
 mod owner;
 mod record;
 mod schema;
+mod stages;
 mod transfer;
 mod view;
 
@@ -46,6 +47,7 @@ pub(crate) use record::{
     AttemptEnd, Batch, Claim, EventRow, KeyRow, LogLine, MetricRow, NewRun, NodeChange,
     ProgressRow, Publish, Reply, Writer, nodes_digest,
 };
+pub use stages::StageRow;
 pub use transfer::TransferError;
 pub(crate) use view::Measured;
 pub use view::{

@@ -32,7 +32,7 @@ use crate::item::ItemStore;
 use crate::key::NodeKey;
 use crate::{exec, process};
 
-pub use collect::{Leftover, Trash};
+pub use collect::{Leftover, LeftoverKind, Trash};
 pub use manifest::{Damage, Manifest, ManifestFile};
 pub use publish::Published;
 

@@ -16,7 +16,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
-pub use crate::item::{Item, ItemContext, ItemResult, ItemResults};
+pub use crate::item::{Feed, Held, Item, ItemContext, ItemResult, ItemResults, Stage};
 pub use context::{
     CancelToken, Checkpoint, Context, ContextParts, ExternalFile, Input, Inputs, Journal, LogLevel,
     Outputs, Report, Sink,
@@ -43,8 +43,13 @@ pub trait Task: Send + Sync + 'static {
     /// Top-level params that cannot change the result and so stay out of the key: paths of external
     /// files (their content enters instead) and speed knobs.
     const UNKEYED: &'static [&'static str] = &[];
-    /// How often it calls [`Context::items`]; 0 when never. Another process may help with them.
+    /// How many stages of items it has at most ([`Context::stage`]); 0 when none. Another process may
+    /// help with them.
     const ITEM_STAGES: u32 = 0;
+    /// Whether its items are kept once it is done, until garbage is collected, so that after an edit
+    /// of some of its input the others are found. For items that share their files with the outputs,
+    /// and so take no room.
+    const KEEPS_ITEMS: bool = false;
 
     /// Whether a node's params declare ports of its own; see [`Self::own_ports`].
     const HAS_OWN_PORTS: bool = false;

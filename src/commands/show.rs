@@ -3,10 +3,11 @@
 use std::fmt::Write as _;
 
 use console::Style;
-use engine::ledger::{AttemptRow, NodeDetail, OutputRow};
+use engine::ledger::{AttemptRow, NodeDetail, OutputRow, StageRow};
 use serde_json::Value;
 
 use crate::cli::NodeArgs;
+use crate::commands::status::processes;
 use crate::commands::{look, took};
 use crate::error::Result;
 use crate::exit::ExitStatus;
@@ -26,6 +27,7 @@ pub(crate) async fn run(args: NodeArgs, place: Place, printer: Printer) -> Resul
     let sections = [
         ("Params", params(&detail.params)),
         ("Outputs", outputs(&detail.node.outputs)),
+        ("Items", stages(&detail.node.stages)),
         ("Attempts", attempts(&detail.attempts)),
         ("Figures", figures(&detail.attempts)),
     ];
@@ -89,6 +91,21 @@ fn outputs(outputs: &[OutputRow]) -> Table {
             output.n_files.map(|n| n.to_string()).unwrap_or_default(),
             output.size_bytes.map(human::bytes).unwrap_or_default(),
             output.path.clone().unwrap_or_else(|| "not in this store".to_owned()),
+        ]);
+    }
+    table
+}
+
+fn stages(stages: &[StageRow]) -> Table {
+    let mut table = Table::new(&["stage", ">done", ">of", ">failed", "at work", "last failure"]);
+    for stage in stages {
+        table.row([
+            stage.stage.clone(),
+            stage.done.to_string(),
+            stage.total.to_string(),
+            stage.failed.to_string(),
+            processes(stage),
+            stage.failure.clone().unwrap_or_default(),
         ]);
     }
     table

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use engine::Engine;
-use engine::ledger::{RunDetail, RunNodeRow, RunRow};
+use engine::ledger::{RunDetail, RunNodeRow, RunRow, StageRow};
 use engine::run::{NodeState, RunState};
 
 use crate::cli::StatusArgs;
@@ -108,8 +108,12 @@ fn about(node: &RunNodeRow, now_us: i64) -> String {
     if let Some(failure) = &node.failure {
         return failure.to_string();
     }
-    if node.state == NodeState::Running && node.progress.is_some() {
-        return rate(node, now_us);
+    if node.state == NodeState::Running {
+        let how_far = [rate(node, now_us), items(node)];
+        let text = how_far.into_iter().filter(|text| !text.is_empty()).collect::<Vec<_>>();
+        if !text.is_empty() {
+            return text.join("; ");
+        }
     }
     node.reason.as_ref().map(ToString::to_string).unwrap_or_default()
 }
@@ -138,6 +142,29 @@ pub(super) fn rate(node: &RunNodeRow, now_us: i64) -> String {
         let _ = write!(text, "; {word}: no progress for {}", took(still_us));
     }
     text
+}
+
+/// How far the stage of items that a node is at is, what failed there, and who works on it.
+fn items(node: &RunNodeRow) -> String {
+    let Some(stage) = node.stages.iter().find(|stage| stage.done < stage.total) else {
+        return String::new();
+    };
+    let mut text = format!("{}: {} of {} items", stage.stage, stage.done, stage.total);
+    if stage.failed > 0 {
+        let word = state_style("failed").apply_to("failed");
+        let _ = write!(text, ", {} {word}", stage.failed);
+    }
+    // One process is the run itself.
+    if stage.running.len() > 1 {
+        let _ = write!(text, ", by {}", processes(stage));
+    }
+    text
+}
+
+/// The processes at work on a stage, and how many items each of them holds.
+pub(super) fn processes(stage: &StageRow) -> String {
+    let process = |(process, n): (&String, &u64)| format!("{process} ({n})");
+    stage.running.iter().map(process).collect::<Vec<_>>().join(", ")
 }
 
 /// How long the run will still take: what its unfinished nodes are expected to take, shared among

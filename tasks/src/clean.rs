@@ -68,6 +68,7 @@ impl Task for Clean {
     const KIND: &'static str = "clean";
     const REVISION: u32 = 2;
     const ITEM_STAGES: u32 = 1;
+    const KEEPS_ITEMS: bool = true;
     const SUMMARY: &'static str = "repairs mojibake, removes control characters and long URLs";
     const DETERMINISM: Determinism = Determinism::Bitwise;
     const INPUTS: &'static [Port] = &[Port::one("corpus", "corpus", "documents")];
@@ -96,7 +97,7 @@ impl Task for Clean {
             items.push(Item::new(name, &(params, digest), part).weight(weight));
         }
         let results =
-            ctx.items("clean", "documents", &items, |part, item| clean_part(part, item, params))?;
+            ctx.items("clean", "documents", items, |part, item| clean_part(part, item, params))?;
         let mut writer = CorpusWriter::create(&ctx.out("corpus")?)?;
         let mut counts = Counts::default();
         for result in results {

@@ -7,9 +7,10 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::ItemKey;
+use super::{ItemKey, ItemResult};
 use crate::digest::Digest;
 use crate::store::{Manifest, remove_tree};
+use crate::task::Failure;
 
 /// The value that an item returned.
 const VALUE: &str = "item.json";
@@ -33,8 +34,17 @@ impl ItemStore {
     /// Where the result of an epoch lies. Each epoch has its own place, so that somebody who lost
     /// his lease never touches what another one published.
     pub(crate) fn path(&self, key: ItemKey, epoch: i64) -> PathBuf {
-        let hex = key.to_string();
-        self.dir.join(&hex[..2]).join(format!("{hex}-{epoch}"))
+        self.folder(&Self::name(key, epoch))
+    }
+
+    /// The name of the folder of a result.
+    pub(crate) fn name(key: ItemKey, epoch: i64) -> String {
+        format!("{key}-{epoch}")
+    }
+
+    /// Where the folder of this name lies.
+    pub(crate) fn folder(&self, name: &str) -> PathBuf {
+        self.dir.join(name.get(..2).unwrap_or(name)).join(name)
     }
 
     /// Adds `value` to the folder `from`, makes it durable and moves it to its place; gives its
@@ -73,7 +83,11 @@ impl ItemStore {
     }
 }
 
-/// Reads the value of the item in `dir`.
-pub(super) fn read_value<R: DeserializeOwned>(dir: &Path) -> io::Result<R> {
-    Ok(serde_json::from_slice(&fs::read(dir.join(VALUE))?)?)
+/// The result of the item in `dir`.
+pub(super) fn read<R: DeserializeOwned>(dir: PathBuf) -> Result<ItemResult<R>, Failure> {
+    let read = || -> io::Result<R> { Ok(serde_json::from_slice(&fs::read(dir.join(VALUE))?)?) };
+    match read() {
+        Ok(value) => Ok(ItemResult { dir, value }),
+        Err(error) => Err(Failure::io("cannot read an item's result", &error)),
+    }
 }

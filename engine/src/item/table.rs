@@ -45,10 +45,32 @@ pub(super) enum Job {
     Check { slot: usize, key: ItemKey, epoch: i64, digest: Digest },
 }
 
+impl Job {
+    pub(super) fn slot(&self) -> usize {
+        match self {
+            Self::Work { slot, .. } | Self::Check { slot, .. } => *slot,
+        }
+    }
+}
+
 /// What came of a job.
 pub(super) enum Outcome {
-    Worked { slot: usize, result: Result<(Digest, u64), Failure> },
-    Checked { slot: usize, is_whole: bool },
+    Worked {
+        slot: usize,
+        result: Result<(Digest, u64), Failure>,
+    },
+    Checked {
+        slot: usize,
+        is_whole: bool,
+    },
+    /// The worker gave the item back.
+    Dropped {
+        slot: usize,
+    },
+    /// A worker takes no more.
+    Quit {
+        result: Result<(), Failure>,
+    },
 }
 
 /// All items of a stage.
@@ -80,12 +102,11 @@ pub(super) struct Table {
 }
 
 impl Table {
-    pub(super) fn new(keys: Vec<ItemKey>, parts: &ItemParts, cancel: &CancelToken) -> Self {
-        let by_key = keys.iter().enumerate().map(|(slot, key)| (*key, slot)).collect();
-        let slot = |key| Slot { key, epoch: 0, phase: Phase::Claiming, n_failed: 0 };
+    /// No items yet; `cancel` stops their work.
+    pub(super) fn new(parts: &ItemParts, cancel: &CancelToken) -> Self {
         Self {
-            slots: keys.into_iter().map(slot).collect(),
-            by_key,
+            slots: Vec::new(),
+            by_key: BTreeMap::new(),
             missing: BTreeSet::new(),
             paused: BTreeSet::new(),
             foreign: BTreeSet::new(),
@@ -107,13 +128,28 @@ impl Table {
         }
     }
 
-    /// Key and epoch of a finished item.
-    pub(super) fn place(&self, slot: usize) -> (ItemKey, i64) {
+    /// The slot of an item, which is the next one when it is new.
+    pub(super) fn slot(&mut self, key: ItemKey) -> usize {
+        let n = self.slots.len();
+        let slot = *self.by_key.entry(key).or_insert(n);
+        if slot == n {
+            self.slots.push(Slot { key, epoch: 0, phase: Phase::Claiming, n_failed: 0 });
+        }
+        slot
+    }
+
+    /// Key and epoch of an item that is done and whole.
+    pub(super) fn finished(&self, slot: usize) -> Option<(ItemKey, i64)> {
+        matches!(self.slots[slot].phase, Phase::Done).then(|| self.place(slot))
+    }
+
+    fn place(&self, slot: usize) -> (ItemKey, i64) {
         (self.slots[slot].key, self.slots[slot].epoch)
     }
 
-    pub(super) fn is_done(&self) -> bool {
-        self.n_done == self.slots.len()
+    /// Items that are done.
+    pub(super) fn n_done(&self) -> usize {
+        self.n_done
     }
 
     /// Whether a worker or the ledger owes an answer.
@@ -331,6 +367,19 @@ impl Table {
     ) -> Option<Failure> {
         self.n_busy -= 1;
         match outcome {
+            Outcome::Quit { .. } => unreachable!("the lead hears that a worker quits"),
+            Outcome::Dropped { slot } => {
+                let (key, epoch) = self.place(slot);
+                let is_lost =
+                    matches!(self.slots[slot].phase, Phase::Running { is_lost: true, .. });
+                self.set(slot, Phase::Publishing);
+                if is_lost {
+                    self.next.look.push(key);
+                } else {
+                    let (name, failure) = (name(slot), Failure::cancelled());
+                    self.next.ends.push(End { key, epoch, name, failure });
+                }
+            }
             Outcome::Checked { slot, is_whole: true } => self.finish(slot),
             Outcome::Checked { slot, is_whole: false } => {
                 let (key, epoch) = self.place(slot);

@@ -1,18 +1,19 @@
-//! The workers of a stage: claims items, works on them in parallel, publishes them.
+//! The workers of a stage, and who leads them: lists items, claims them, gives them out, tells the
+//! ledger, and passes results on in order.
 
-use std::collections::BTreeMap;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
+use std::iter::Fuse;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
 use crossbeam::channel::{Receiver, Sender, unbounded};
-use serde::Serialize;
 
-use super::table::{Job, Outcome, Table};
-use super::{Call, Item, ItemContext, ItemKey, ItemParts, ItemResults, Listed};
-use crate::store::remove_tree;
-use crate::task::{CancelToken, Failure, Report, Sink, panic_text};
+use super::stage::{Feed, Order, serve};
+use super::table::{Outcome, Table};
+use super::{Call, Item, ItemParts, Listed};
+use crate::task::{CancelToken, Failure, Report, Sink};
 
 /// Items listed in one transaction.
 const LIST_MAX: usize = 10_000;
@@ -32,237 +33,276 @@ pub(crate) struct Team<'a> {
     pub(crate) is_last_help: bool,
 }
 
+/// How a team works.
+pub(super) struct Plan {
+    /// Workers; the node's threads are shared out evenly.
+    pub(super) n_workers: usize,
+    /// Items that a worker holds at a time, at most.
+    pub(super) n_held: usize,
+    /// Items listed past the first that is not finished. Whoever comes to help finds work there.
+    pub(super) n_ahead: usize,
+    /// Weight of all items; `None` when there may be no end, and the task reports progress itself.
+    pub(super) weight: Option<u64>,
+}
+
+impl Plan {
+    fn is_open_ended(&self) -> bool {
+        self.weight.is_none()
+    }
+}
+
 /// Adds up the progress of items.
-struct Meter<'a> {
+pub(super) struct Meter<'a> {
     sink: &'a dyn Sink,
     unit: &'a str,
-    total: u64,
+    total: Option<u64>,
     finished: AtomicU64,
-    /// Progress of the item that each worker is at.
-    under_way: Vec<AtomicU64>,
+    /// Progress on items that are not finished.
+    under_way: AtomicU64,
 }
 
 impl Meter<'_> {
     fn report(&self) {
-        let under_way: u64 = self.under_way.iter().map(|n| n.load(Ordering::Relaxed)).sum();
-        let done = (self.finished.load(Ordering::Relaxed) + under_way).min(self.total);
-        let (total, unit) = (self.total, self.unit.to_owned());
+        let Some(total) = self.total else { return };
+        let sum = self.finished.load(Ordering::Relaxed) + self.under_way.load(Ordering::Relaxed);
+        let (done, unit) = (sum.min(total), self.unit.to_owned());
         self.sink.report(Report::Progress { done, total, unit });
     }
-}
 
-/// A list without repetitions.
-struct List<'i, T> {
-    items: Vec<&'i Item<T>>,
-    keys: Vec<ItemKey>,
-    /// For each place in the list as given, the item.
-    places: Vec<usize>,
-}
+    pub(super) fn move_by(&self, before: u64, now: u64) {
+        self.under_way.fetch_add(now, Ordering::Relaxed);
+        self.withdraw(before);
+        self.report();
+    }
 
-impl<'i, T> List<'i, T> {
-    fn new(items: &'i [Item<T>], parts: &ItemParts, stage: &str) -> Self {
-        let mut list = Self { items: Vec::new(), keys: Vec::new(), places: Vec::new() };
-        let mut seen: BTreeMap<ItemKey, usize> = BTreeMap::new();
-        for item in items {
-            let key = item.key(&parts.scope, stage);
-            let slot = *seen.entry(key).or_insert_with(|| {
-                list.items.push(item);
-                list.keys.push(key);
-                list.items.len() - 1
-            });
-            list.places.push(slot);
-        }
-        list
+    pub(super) fn withdraw(&self, done: u64) {
+        self.under_way.fetch_sub(done, Ordering::Relaxed);
     }
 }
 
 impl Team<'_> {
-    /// Has every item done, here or elsewhere, and gives the results in the list's order.
-    pub(crate) fn run<T, R, F>(&self, items: &[Item<T>], work: F) -> Result<ItemResults<R>, Failure>
+    /// Has items done, here or elsewhere, and passes the folders of their results to `take` in the
+    /// list's order, until there are none or it breaks.
+    pub(super) fn run<T, B>(
+        &self,
+        plan: &Plan,
+        items: impl Iterator<Item = Item<T>>,
+        body: B,
+        take: impl FnMut(PathBuf) -> Result<ControlFlow<()>, Failure>,
+    ) -> Result<(), Failure>
     where
-        T: Sync,
-        R: Serialize,
-        F: Fn(&T, &ItemContext<'_>) -> Result<R, Failure> + Sync,
+        T: Send + Sync,
+        B: Fn(&Feed<'_, T>) -> Result<(), Failure> + Sync,
     {
-        let list = List::new(items, self.parts, self.stage);
-        let mut table = Table::new(list.keys.clone(), self.parts, self.cancel);
-        self.enter_list(&list, &mut table)?;
-        let n_workers = self.n_threads.min(list.items.len()).max(1);
+        let stop = self.cancel.child();
         let meter = Meter {
             sink: self.sink,
             unit: self.unit,
-            total: list.items.iter().map(|item| item.weight).sum(),
+            total: plan.weight,
             finished: AtomicU64::new(0),
-            under_way: (0..n_workers).map(|_| AtomicU64::new(0)).collect(),
+            under_way: AtomicU64::new(0),
         };
         let (jobs, todo) = unbounded();
         let (done, outcomes) = unbounded();
-        let worker = Worker {
+        let (todo, done) = (&todo, &done);
+        let lead = Lead {
             team: self,
-            list: &list,
-            work: &work,
+            plan,
+            stop: &stop,
             meter: &meter,
-            n_threads: (self.n_threads / n_workers).max(1),
+            table: Table::new(self.parts, &stop),
+            source: items.fuse(),
+            has_more: true,
+            items: Vec::new(),
+            places: Vec::new(),
+            n_taken: 0,
+            failure: None,
+            is_enough: false,
+            take,
         };
         thread::scope(|scope| {
-            for place in 0..n_workers {
-                let (todo, done, worker) = (todo.clone(), done.clone(), &worker);
-                scope.spawn(move || worker.run(place, &todo, &done));
+            let (meter, stop, body) = (&meter, &stop, &body);
+            let n_threads = (self.n_threads / plan.n_workers).max(1);
+            for _ in 0..plan.n_workers {
+                scope.spawn(move || {
+                    serve(&Feed { team: self, meter, todo, done, stop, n_threads }, body);
+                });
             }
-            let led = self.lead(&mut table, &list, &meter, n_workers, &jobs, &outcomes);
+            let led = lead.run(&jobs, &outcomes);
+            stop.cancel();
             // The workers find their queue closed.
             drop(jobs);
             led
-        })?;
-        let dir = |slot: &usize| {
-            let (key, epoch) = table.place(*slot);
-            self.parts.store.path(key, epoch)
-        };
-        Ok(ItemResults::new(list.places.iter().map(dir).collect()))
+        })
+    }
+}
+
+struct Lead<'t, T, N: Iterator, F> {
+    team: &'t Team<'t>,
+    plan: &'t Plan,
+    /// Stops this stage, not the attempt.
+    stop: &'t CancelToken,
+    meter: &'t Meter<'t>,
+    table: Table,
+    source: Fuse<N>,
+    has_more: bool,
+    /// Distinct items, by their slots in the table.
+    items: Vec<Arc<Item<T>>>,
+    /// For each place in the list as given, the slot.
+    places: Vec<usize>,
+    /// Places whose results were passed on.
+    n_taken: usize,
+    failure: Option<Failure>,
+    /// Whether the task wants no more.
+    is_enough: bool,
+    take: F,
+}
+
+impl<T, N, F> Lead<'_, T, N, F>
+where
+    N: Iterator<Item = Item<T>>,
+    F: FnMut(PathBuf) -> Result<ControlFlow<()>, Failure>,
+{
+    /// Gives out work and tells the ledger, until everything is done or nothing more can be.
+    fn run(mut self, jobs: &Sender<Order<T>>, outcomes: &Receiver<Outcome>) -> Result<(), Failure> {
+        let n_held = self.plan.n_workers * self.plan.n_held;
+        self.enter_list()?;
+        self.meter.report();
+        loop {
+            self.pass_on();
+            let is_stopped = self.team.cancel.is_cancelled() || self.table.is_over;
+            if is_stopped && !self.ends() {
+                self.failure = Some(Failure::cancelled());
+            }
+            if self.ends() {
+                if self.is_enough || self.plan.is_open_ended() {
+                    self.stop.cancel();
+                }
+                let items = &self.items;
+                self.table.give_back(|slot| items[slot].name.clone());
+            } else {
+                self.enter_list()?;
+            }
+            while self.table.n_busy() < n_held
+                && let Some(job) = self.table.next_job()
+            {
+                let item = Arc::clone(&self.items[job.slot()]);
+                jobs.send(Order { job, item }).expect("the workers wait for work");
+            }
+            let n_free = if self.ends() { 0 } else { n_held - self.table.n_busy() };
+            let told = self.tell_ledger(n_free)?;
+            if let Some(result) = self.result() {
+                return result;
+            }
+            if !told && let Ok(outcome) = outcomes.recv_timeout(self.table.wait()) {
+                self.heed(outcome);
+                while let Ok(outcome) = outcomes.try_recv() {
+                    self.heed(outcome);
+                }
+            }
+        }
     }
 
-    /// Writes the list to the ledger and learns what is there.
-    fn enter_list<T>(&self, list: &List<'_, T>, table: &mut Table) -> Result<(), Failure> {
-        let listed = |ordinal: usize, key: &ItemKey| Listed {
-            stage: self.stage.to_owned(),
-            ordinal: ordinal as u64,
-            key: *key,
-            name: list.items[ordinal].name.clone(),
-        };
-        for start in (0..list.keys.len()).step_by(LIST_MAX) {
-            let keys = &list.keys[start..list.keys.len().min(start + LIST_MAX)];
-            let rows = keys.iter().enumerate().map(|(i, key)| listed(start + i, key)).collect();
+    /// Whether no more work is to begin.
+    fn ends(&self) -> bool {
+        self.failure.is_some() || self.is_enough
+    }
+
+    /// How the stage ended, once it did.
+    fn result(&mut self) -> Option<Result<(), Failure>> {
+        let is_done = !self.has_more
+            && self.n_taken == self.places.len()
+            && self.table.n_done() == self.items.len();
+        if is_done && self.failure.is_none() {
+            return Some(Ok(()));
+        }
+        if self.table.is_busy() {
+            return None;
+        }
+        if self.is_enough {
+            return Some(Ok(()));
+        }
+        if let Some(failure) = self.failure.take() {
+            return Some(Err(failure));
+        }
+        let has_work = self.has_more || self.table.has_free_work() || self.table.has_jobs();
+        (self.team.is_last_help && !has_work).then(|| Err(Failure::cancelled()))
+    }
+
+    /// Passes on the results that are next in order.
+    fn pass_on(&mut self) {
+        while !self.ends()
+            && let Some(&slot) = self.places.get(self.n_taken)
+            && let Some((key, epoch)) = self.table.finished(slot)
+        {
+            self.n_taken += 1;
+            match (self.take)(self.team.parts.store.path(key, epoch)) {
+                Ok(ControlFlow::Continue(())) => {}
+                Ok(ControlFlow::Break(())) => self.is_enough = true,
+                Err(failure) => self.failure = Some(failure),
+            }
+        }
+    }
+
+    /// Lists items as far ahead as planned, and learns what the ledger has of them.
+    fn enter_list(&mut self) -> Result<(), Failure> {
+        let end = self.n_taken.saturating_add(self.plan.n_ahead);
+        // Not one row at a time.
+        let is_low = self.places.len() < self.n_taken + self.plan.n_ahead.div_ceil(2);
+        while self.has_more && is_low && self.places.len() < end {
+            let room = LIST_MAX.min(end - self.places.len());
+            let n_before = self.places.len();
+            let mut rows = Vec::new();
+            for item in self.source.by_ref().take(room) {
+                let key = item.key(&self.team.parts.scope, self.team.stage);
+                let slot = self.table.slot(key);
+                if slot == self.items.len() {
+                    let (stage, name) = (self.team.stage.to_owned(), item.name.clone());
+                    rows.push(Listed { stage, ordinal: slot as u64, key, name });
+                    self.items.push(Arc::new(item));
+                }
+                self.places.push(slot);
+            }
+            self.has_more = self.places.len() == n_before + room;
+            if rows.is_empty() {
+                continue;
+            }
             let call = Call { list: rows, recover: true, ..Call::default() };
-            table.learn(self.parts.board.call(call).ok_or_else(Failure::cancelled)?);
+            let states = self.team.parts.board.call(call).ok_or_else(Failure::cancelled)?;
+            self.table.learn(states);
         }
         Ok(())
     }
 
-    /// Gives out work and tells the ledger, until everything is done or nothing more can be.
-    fn lead<T>(
-        &self,
-        table: &mut Table,
-        list: &List<'_, T>,
-        meter: &Meter<'_>,
-        n_workers: usize,
-        jobs: &Sender<Job>,
-        outcomes: &Receiver<Outcome>,
-    ) -> Result<(), Failure> {
-        let name = |slot: usize| list.items[slot].name.clone();
-        let mut failure: Option<Failure> = None;
-        meter.report();
-        loop {
-            if (self.cancel.is_cancelled() || table.is_over) && failure.is_none() {
-                failure = Some(Failure::cancelled());
-            }
-            if failure.is_some() {
-                table.give_back(name);
-            }
-            while table.n_busy() < n_workers
-                && let Some(job) = table.next_job()
-            {
-                jobs.send(job).expect("the workers wait for work");
-            }
-            let n_free = if failure.is_some() { 0 } else { n_workers - table.n_busy() };
-            let call = table.call(n_free, self.parts.helps.is_some());
-            let told = !call.is_empty();
-            if told {
-                let states = self.parts.board.call(call).ok_or_else(Failure::cancelled)?;
-                table.learn(states);
-            }
-            for (key, epoch) in table.discarded.drain(..) {
-                // What stays is removed with the rest of the store's garbage.
-                let _ = self.parts.store.remove(key, epoch);
-            }
-            for slot in table.newly_done.drain(..) {
-                meter.finished.fetch_add(list.items[slot].weight, Ordering::Relaxed);
-                meter.report();
-            }
-            if table.is_done() {
-                return Ok(());
-            }
-            if !table.is_busy() {
-                if let Some(failure) = failure {
-                    return Err(failure);
-                }
-                if self.is_last_help && !table.has_free_work() && !table.has_jobs() {
-                    return Err(Failure::cancelled());
-                }
-            }
-            if told {
-                continue;
-            }
-            if let Ok(outcome) = outcomes.recv_timeout(table.wait()) {
-                failure = failure.or(table.take(outcome, name));
-                while let Ok(outcome) = outcomes.try_recv() {
-                    failure = failure.or(table.take(outcome, name));
-                }
-            }
+    /// Sends what there is to say; gives whether there was anything.
+    fn tell_ledger(&mut self, n_free: usize) -> Result<bool, Failure> {
+        // Where the end is open, what is far ahead may not be wanted.
+        let from_end = self.team.parts.helps.is_some() && !self.plan.is_open_ended();
+        let call = self.table.call(n_free, from_end);
+        let told = !call.is_empty();
+        if told {
+            let states = self.team.parts.board.call(call).ok_or_else(Failure::cancelled)?;
+            self.table.learn(states);
         }
-    }
-}
-
-/// What the threads of a team share.
-struct Worker<'a, T, F> {
-    team: &'a Team<'a>,
-    list: &'a List<'a, T>,
-    work: &'a F,
-    meter: &'a Meter<'a>,
-    n_threads: usize,
-}
-
-impl<T, R, F> Worker<'_, T, F>
-where
-    T: Sync,
-    R: Serialize,
-    F: Fn(&T, &ItemContext<'_>) -> Result<R, Failure> + Sync,
-{
-    fn run(&self, place: usize, todo: &Receiver<Job>, done: &Sender<Outcome>) {
-        for job in todo {
-            let outcome = match job {
-                Job::Check { slot, key, epoch, digest } => {
-                    let is_whole = self.team.parts.store.is_whole(key, epoch, &digest);
-                    Outcome::Checked { slot, is_whole }
-                }
-                Job::Work { slot, key, epoch, cancel } => {
-                    let result = self.work_on(place, slot, key, epoch, &cancel);
-                    self.meter.under_way[place].store(0, Ordering::Relaxed);
-                    Outcome::Worked { slot, result }
-                }
-            };
-            if done.send(outcome).is_err() {
-                return;
-            }
+        for (key, epoch) in self.table.discarded.drain(..) {
+            // What stays is removed with the rest of the store's garbage.
+            let _ = self.team.parts.store.remove(key, epoch);
         }
-    }
-
-    fn work_on(
-        &self,
-        place: usize,
-        slot: usize,
-        key: ItemKey,
-        epoch: i64,
-        cancel: &CancelToken,
-    ) -> Result<(crate::digest::Digest, u64), Failure> {
-        let item = self.list.items[slot];
-        let dir = self.team.scratch.join("items").join(format!("{key}-{epoch}"));
-        remove_tree(&dir)?;
-        std::fs::create_dir_all(&dir)?;
-        let progress = |done: u64| {
-            self.meter.under_way[place].store(done.min(item.weight), Ordering::Relaxed);
+        for slot in self.table.newly_done.drain(..) {
+            self.meter.finished.fetch_add(self.items[slot].weight, Ordering::Relaxed);
             self.meter.report();
+        }
+        Ok(told)
+    }
+
+    fn heed(&mut self, outcome: Outcome) {
+        let items = &self.items;
+        let failure = match outcome {
+            Outcome::Quit { result } => Some(result.err().unwrap_or_else(Failure::cancelled)),
+            outcome => self.table.take(outcome, |slot| items[slot].name.clone()),
         };
-        let context =
-            ItemContext { dir: &dir, n_threads: self.n_threads, cancel, progress: &progress };
-        let work = AssertUnwindSafe(|| (self.work)(&item.part, &context));
-        let value = match catch_unwind(work) {
-            Ok(value) => value?,
-            Err(panic) => {
-                let text = panic_text(&*panic);
-                return Err(Failure::permanent(format!("the task panicked: {text}")));
-            }
-        };
-        let published = self.team.parts.store.publish(&dir, &value, key, epoch);
-        published.map_err(|error| Failure::io("cannot keep the item's result", &error))
+        if !self.ends() {
+            self.failure = failure;
+        }
     }
 }

@@ -15,9 +15,10 @@ use serde::Serialize;
 use super::Error;
 use super::database::{Bind, Database};
 use crate::digest::Digest;
+use crate::item::{ItemKey, ItemStore};
 use crate::open::{self, Engine};
 use crate::plan::blocking;
-use crate::store::{Leftover, Trash};
+use crate::store::{Leftover, LeftoverKind, Trash};
 
 /// What the newest runs protect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +41,8 @@ pub enum GarbageKind {
     Checkpoint,
     /// A damaged artifact that was set aside.
     Quarantine,
+    /// The result of an item that no node will ask for. Its files may be those of an artifact too.
+    Item,
 }
 
 impl GarbageKind {
@@ -50,6 +53,7 @@ impl GarbageKind {
             Self::Orphan => "orphan",
             Self::Checkpoint => "checkpoint",
             Self::Quarantine => "quarantine",
+            Self::Item => "item",
         }
     }
 }
@@ -171,11 +175,20 @@ struct Reach {
     done: BTreeSet<String>,
     /// Whether it ever knew an artifact of this store.
     knows_store: bool,
+    /// Finished items by the names of their folders, and whether a node that is kept has them.
+    items: BTreeMap<String, (ItemKey, i64, bool)>,
 }
 
 /// Whether the ledger ever knew an artifact of the store.
 const KNOWS_STORE: &str = "SELECT 1 FROM artifact WHERE store = $1 LIMIT 1";
 const KNOWS_ARTIFACT: &str = "SELECT 1 FROM artifact WHERE digest = $1 LIMIT 1";
+const DONE_ITEMS: &str = "
+    SELECT i.key, i.epoch, n.node_key FROM item AS i JOIN node_item AS n ON n.item = i.key
+     WHERE i.store = $1 AND i.state = 'done'";
+const COLLECT_ITEMS: &str = "
+    UPDATE item SET state = 'collected', digest = NULL
+      FROM {rows: key TEXT, epoch BIGINT} AS r
+     WHERE item.key = r.key AND item.epoch = r.epoch AND item.store = $2 AND item.state = 'done'";
 /// Keeps runs from starting until the transaction ends; a writing transaction of `SQLite` does that
 /// by itself.
 const LOCK_RUNS: &str = "LOCK TABLE run IN SHARE ROW EXCLUSIVE MODE";
@@ -213,7 +226,15 @@ impl Reach {
         let done = database.fetch(DONE_KEYS, &[]).await?;
         let done = done.into_iter().map(|mut row| row.text(0)).collect();
         let knows_store = !database.fetch(KNOWS_STORE, &[Bind::Text(store)]).await?.is_empty();
-        Ok(Self { kept_keys, kept, present, makers, costs, done, knows_store })
+        let mut items = BTreeMap::new();
+        for mut row in database.fetch(DONE_ITEMS, &[Bind::Text(store)]).await? {
+            let key = ItemKey(row.text(0).parse().map_err(Error::value)?);
+            let epoch = row.int(1);
+            let (_, _, is_kept) =
+                items.entry(ItemStore::name(key, epoch)).or_insert((key, epoch, false));
+            *is_kept |= kept_keys.contains(&row.text(2));
+        }
+        Ok(Self { kept_keys, kept, present, makers, costs, done, knows_store, items })
     }
 
     /// What is known of who made an artifact, and the cheapest way to have it again.
@@ -280,12 +301,22 @@ impl Engine {
         };
         let lost_keys = reach.artifacts(&found, &mut list);
         list.cost_us = lost_keys.iter().filter_map(|key| reach.costs.get(key)).map(|c| c.us).sum();
-        for Leftover { name, size_bytes, is_checkpoint } in blocking(|| self.store.set_aside())? {
-            if !is_checkpoint {
-                list.garbage.push(Garbage::new(GarbageKind::Quarantine, name, size_bytes));
-            } else if reach.done.contains(&name) || !reach.kept_keys.contains(&name) {
-                list.garbage.push(Garbage::new(GarbageKind::Checkpoint, name, size_bytes));
-            }
+        for Leftover { name, size_bytes, kind } in blocking(|| self.store.set_aside())? {
+            let kind = match kind {
+                LeftoverKind::Damaged => GarbageKind::Quarantine,
+                LeftoverKind::Checkpoint
+                    if reach.done.contains(&name) || !reach.kept_keys.contains(&name) =>
+                {
+                    GarbageKind::Checkpoint
+                }
+                LeftoverKind::Item
+                    if !reach.items.get(&name).is_some_and(|(_, _, is_kept)| *is_kept) =>
+                {
+                    GarbageKind::Item
+                }
+                LeftoverKind::Checkpoint | LeftoverKind::Item => continue,
+            };
+            list.garbage.push(Garbage::new(kind, name, size_bytes));
         }
         list.garbage.sort_by(|a, b| {
             b.size_bytes.cmp(&a.size_bytes).then_with(|| (a.kind, &a.name).cmp(&(b.kind, &b.name)))
@@ -332,13 +363,19 @@ impl Engine {
         if let Some(mut row) = database.fetch(UNDER_WAY, &[]).await?.into_iter().next() {
             return Err(Error::RunUnderWay { run: row.text(0), owner: row.text(1) }.into());
         }
-        let list = self.unreached(&Reach::read(database, self.store.id(), keep).await?)?;
+        let reach = Reach::read(database, self.store.id(), keep).await?;
+        let list = self.unreached(&reach)?;
         let artifacts = list.garbage.iter().filter(|one| one.kind == GarbageKind::Artifact);
         let rows: Vec<[&str; 1]> = artifacts.map(|one| [one.name.as_str()]).collect();
         let rows = serde_json::to_string(&rows).map_err(Error::value)?;
         let now_us = self.clock.now_us();
         database.run(COLLECT, &[Bind::Text(&rows), Bind::Text(self.store.id())]).await?;
         database.run(COLLECT_EVENTS, &[Bind::Text(&rows), Bind::Int(now_us)]).await?;
+        let known = list.garbage.iter().filter(|one| one.kind == GarbageKind::Item);
+        let known = known.filter_map(|one| reach.items.get(&one.name));
+        let rows: Vec<(ItemKey, i64)> = known.map(|(key, epoch, _)| (*key, *epoch)).collect();
+        let rows = serde_json::to_string(&rows).map_err(Error::value)?;
+        database.run(COLLECT_ITEMS, &[Bind::Text(&rows), Bind::Text(self.store.id())]).await?;
         let trash = blocking(|| {
             let folders = list.garbage.iter().map(|garbage| self.folder(garbage));
             folders.filter_map(|folder| self.store.throw_away(&folder).transpose()).collect()
@@ -355,6 +392,7 @@ impl Engine {
             }
             GarbageKind::Checkpoint => dir.join("checkpoints").join(name),
             GarbageKind::Quarantine => dir.join("quarantine").join(name),
+            GarbageKind::Item => self.store.items().folder(name),
         }
     }
 

@@ -55,8 +55,8 @@ pub(crate) struct Publish {
     pub(crate) metrics: BTreeMap<String, f64>,
     /// Of the attempt's own process; `None` when it ran in that of the run.
     pub(crate) peak_memory_bytes: Option<i64>,
-    /// Whether it was made of items.
-    pub(crate) has_items: bool,
+    /// Whether it was made of items that nothing needs any more.
+    pub(crate) drops_items: bool,
 }
 
 /// An attempt that ended without a result.
@@ -596,7 +596,7 @@ async fn publish(
             artifacts.insert(made.digest, &made.manifest);
         }
         let metrics = (!publish.metrics.is_empty()).then_some(&publish.metrics);
-        made_of_items.extend(publish.has_items.then_some(publish.key));
+        made_of_items.extend(publish.drops_items.then_some(publish.key));
         let metrics = optional_json(metrics)?;
         attempts.push((publish.key, publish.epoch, metrics, publish.peak_memory_bytes));
     }

@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::database::{Bind, Row};
-use super::{Error, Ledger, Owner};
+use super::{Error, Ledger, Owner, StageRow};
 use crate::digest::Digest;
 use crate::open::{self, Engine};
 use crate::plan::Reason;
@@ -79,6 +79,8 @@ pub struct RunNodeRow {
     pub failure: Option<Failure>,
     /// Its artifacts.
     pub outputs: Vec<OutputRow>,
+    /// While it runs, and until it is done where it is looked at alone: how far its items are.
+    pub stages: Vec<StageRow>,
 }
 
 /// An artifact of a node.
@@ -421,6 +423,7 @@ fn parse_run_node(row: &mut Row) -> Result<RunNodeRow, Error> {
         expected_us: None,
         failure: None,
         outputs: Vec::new(),
+        stages: Vec::new(),
     })
 }
 
@@ -470,6 +473,8 @@ impl Engine {
                     node.expected_us = past.map(|past| past.duration_us);
                 }
             }
+            let at_work = |node: &&mut RunNodeRow| node.state == NodeState::Running;
+            self.add_stages(detail.nodes.iter_mut().filter(at_work)).await?;
         }
         Ok(detail)
     }
@@ -485,12 +490,28 @@ impl Engine {
             let help = super::meant_nodes(node, &detail.nodes);
             return Err(Error::NoSuchNode { run, node: node.to_owned(), help }.into());
         };
-        let row = detail.nodes.into_iter().nth(at).expect("the position was just found");
+        let mut row = detail.nodes.into_iter().nth(at).expect("the position was just found");
+        let is_over = matches!(row.state, NodeState::Done | NodeState::Cached);
+        self.add_stages(std::iter::once(&mut row).filter(|_| !is_over)).await?;
         let (revision, params, attempts) = match &row.key {
             Some(key) => self.ledger.attempts(key).await?,
             None => (None, Value::Null, Vec::new()),
         };
         Ok(NodeDetail { run, node: row, params, revision, attempts })
+    }
+
+    async fn add_stages(
+        &self,
+        nodes: impl Iterator<Item = &mut RunNodeRow>,
+    ) -> Result<(), open::Error> {
+        let mut nodes: Vec<_> = nodes.collect();
+        let keys: Vec<&str> = nodes.iter().filter_map(|node| node.key.as_deref()).collect();
+        let stages = self.ledger.stages(&self.owner, self.store.id(), &keys).await?;
+        for node in &mut nodes {
+            let found = node.key.as_ref().and_then(|key| stages.get(key));
+            node.stages = found.cloned().unwrap_or_default();
+        }
+        Ok(())
     }
 
     /// Log lines of a run, oldest first; `node` is a node, an entry, or empty for all. Lines that

@@ -14,8 +14,19 @@ pub struct Leftover {
     pub name: String,
     /// Size of its files in bytes.
     pub size_bytes: u64,
-    /// Whether it holds checkpoints; otherwise it is a damaged artifact.
-    pub is_checkpoint: bool,
+    /// What it holds.
+    pub kind: LeftoverKind,
+}
+
+/// What a folder beside the artifacts holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LeftoverKind {
+    /// What attempts at a key saved.
+    Checkpoint,
+    /// The result of an item.
+    Item,
+    /// A damaged artifact.
+    Damaged,
 }
 
 impl Store {
@@ -34,24 +45,24 @@ impl Store {
             .collect()
     }
 
-    /// Checkpoints and damaged artifacts, sorted by name.
+    /// Checkpoints, items and damaged artifacts, sorted by name.
     ///
     /// # Errors
     /// When a folder cannot be listed.
     pub fn set_aside(&self) -> Result<Vec<Leftover>, Error> {
         let mut found = Vec::new();
-        for (folder, is_checkpoint) in [("checkpoints", true), ("quarantine", false)] {
-            let root = self.dir.join(folder);
-            let entries = match fs::read_dir(&root) {
-                Ok(entries) => entries,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                Err(error) => return Err(Error::io("list", &root)(error)),
-            };
-            for entry in entries {
-                let entry = entry.map_err(Error::io("list", &root))?;
-                let Ok(name) = entry.file_name().into_string() else { continue };
-                let size_bytes = size(&entry.path()).map_err(Error::io("list", &root))?;
-                found.push(Leftover { name, size_bytes, is_checkpoint });
+        let mut folders = vec![
+            (self.dir.join("checkpoints"), LeftoverKind::Checkpoint),
+            (self.dir.join("quarantine"), LeftoverKind::Damaged),
+        ];
+        // Items lie one level deeper, by the first letters of their names.
+        for (folder, _) in list(&self.dir.join("items"))? {
+            folders.push((folder, LeftoverKind::Item));
+        }
+        for (root, kind) in folders {
+            for (folder, name) in list(&root)? {
+                let size_bytes = size(&folder).map_err(Error::io("list", &root))?;
+                found.push(Leftover { name, size_bytes, kind });
             }
         }
         found.sort_by(|a, b| a.name.cmp(&b.name));
@@ -94,6 +105,23 @@ impl Trash {
     pub fn empty(self) -> Result<(), Error> {
         remove_tree(&self.0).map_err(Error::io("remove", &self.0))
     }
+}
+
+/// Path and name of everything in `dir`, which need not exist.
+fn list(dir: &Path) -> Result<Vec<(PathBuf, String)>, Error> {
+    let entries = match fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(Error::io("list", dir)(error)),
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(Error::io("list", dir))?;
+        if let Ok(name) = entry.file_name().into_string() {
+            found.push((entry.path(), name));
+        }
+    }
+    Ok(found)
 }
 
 /// Size of all files below `dir` in bytes.

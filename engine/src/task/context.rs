@@ -13,43 +13,47 @@ use super::Failure;
 use crate::checkpoint::CheckpointStore;
 pub use crate::checkpoint::{Checkpoint, Journal};
 use crate::digest::Digest;
-use crate::item::{Item, ItemContext, ItemParts, ItemResults, Team};
+use crate::item::{Item, ItemContext, ItemParts, ItemResults, Stage, Team};
 
 /// Tells an attempt to stop at its next safe point.
 #[derive(Clone, Debug, Default)]
-pub struct CancelToken {
-    own: Arc<AtomicBool>,
-    parent: Option<Arc<AtomicBool>>,
-    abandoned: Arc<AtomicBool>,
+pub struct CancelToken(Arc<Flags>);
+
+/// The flags of one token in a chain: whoever sets one stops everything that descends from it.
+#[derive(Debug, Default)]
+struct Flags {
+    is_cancelled: AtomicBool,
+    is_abandoned: AtomicBool,
+    parent: Option<CancelToken>,
 }
 
 impl CancelToken {
     /// Asks the attempt to stop.
     pub fn cancel(&self) {
-        self.own.store(true, Ordering::Release);
+        self.0.is_cancelled.store(true, Ordering::Release);
     }
 
-    /// Whether [`Self::cancel`] was called, on this token or on the one it is a child of.
+    /// Whether [`Self::cancel`] was called, on this token or on one it descends from.
     pub fn is_cancelled(&self) -> bool {
-        let is_set = |flag: &Arc<AtomicBool>| flag.load(Ordering::Acquire);
-        is_set(&self.own) || self.parent.as_ref().is_some_and(is_set)
+        self.0.is_cancelled.load(Ordering::Acquire)
+            || self.0.parent.as_ref().is_some_and(Self::is_cancelled)
     }
 
     /// Says that nobody waits for the attempt any more: what it does from here on must not count.
     pub(crate) fn abandon(&self) {
         self.cancel();
-        self.abandoned.store(true, Ordering::Release);
+        self.0.is_abandoned.store(true, Ordering::Release);
     }
 
-    /// Whether [`Self::abandon`] was called.
+    /// Whether [`Self::abandon`] was called, on this token or on one it descends from.
     pub(crate) fn is_abandoned(&self) -> bool {
-        self.abandoned.load(Ordering::Acquire)
+        self.0.is_abandoned.load(Ordering::Acquire)
+            || self.0.parent.as_ref().is_some_and(Self::is_abandoned)
     }
 
     /// A token that is cancelled with this one, or alone.
     pub(crate) fn child(&self) -> Self {
-        let abandoned = Arc::clone(&self.abandoned);
-        Self { own: Arc::default(), parent: Some(Arc::clone(&self.own)), abandoned }
+        Self(Arc::new(Flags { parent: Some(self.clone()), ..Flags::default() }))
     }
 }
 
@@ -291,36 +295,37 @@ impl Context {
         self.places().checkpoints.save(step, write)
     }
 
-    /// Has each item done, on as many threads as the node has, and gives the results in the list's
-    /// order. What was finished earlier is not repeated; see [`Item`] for what an item is known by.
-    /// `stage` names the kind of work when a task has several; `unit` is what weights count.
+    /// A stage of the node's work that is made of items; see [`Item`](super::Item) for what an item
+    /// is known by. `name` tells the kinds of work of a task apart; `unit` is what weights count.
     ///
     /// A task that calls this says so in [`super::Task::ITEM_STAGES`].
-    ///
-    /// # Errors
-    /// The first item's failure, with the item's name. A transient one is tried again first.
-    pub fn items<T: Sync, R: Serialize>(
-        &self,
-        stage: &str,
-        unit: &str,
-        items: &[Item<T>],
-        work: impl Fn(&T, &ItemContext<'_>) -> Result<R, Failure> + Sync,
-    ) -> Result<ItemResults<R>, Failure> {
+    pub fn stage<'a>(&'a self, name: &'a str, unit: &'a str) -> Stage<'a> {
         let n_stages = self.n_stages.fetch_add(1, Ordering::Relaxed) + 1;
         let is_last_help = self.items.helps.is_some_and(|n| n_stages >= n);
-        let team = Team {
+        Stage::new(Team {
             parts: &self.items,
             n_threads: self.n_threads(),
             scratch: &self.places().scratch_dir,
             cancel: &self.parts.cancel,
             sink: &*self.parts.sink,
-            stage,
+            stage: name,
             unit,
             is_last_help,
-        };
-        let results = team.run(items, work)?;
-        // Whoever holds the node merges.
-        if is_last_help { Err(Failure::cancelled()) } else { Ok(results) }
+        })
+    }
+
+    /// [`Stage::each`] of a stage whose items run in parallel.
+    ///
+    /// # Errors
+    /// As [`Stage::each`].
+    pub fn items<T: Send + Sync, R: Serialize>(
+        &self,
+        stage: &str,
+        unit: &str,
+        items: Vec<Item<T>>,
+        work: impl Fn(&T, &ItemContext<'_>) -> Result<R, Failure> + Sync,
+    ) -> Result<ItemResults<R>, Failure> {
+        self.stage(stage, unit).each(items, work)
     }
 
     /// A folder of this node's key that outlives attempts, for programs that look after their own

@@ -31,6 +31,8 @@ pub trait AnyTask: Send + Sync {
     fn unkeyed(&self) -> &'static [&'static str];
     /// [`Task::ITEM_STAGES`].
     fn item_stages(&self) -> u32;
+    /// [`Task::KEEPS_ITEMS`].
+    fn keeps_items(&self) -> bool;
     /// The JSON schema of the params, with docs and defaults.
     fn params_schema(&self) -> Value;
     /// Parses, checks, and fills in defaults.
@@ -127,6 +129,10 @@ impl<T: Task> AnyTask for Erased<T> {
 
     fn item_stages(&self) -> u32 {
         T::ITEM_STAGES
+    }
+
+    fn keeps_items(&self) -> bool {
+        T::KEEPS_ITEMS
     }
 
     fn params_schema(&self) -> Value {

@@ -94,6 +94,11 @@ impl Bench {
         self
     }
 
+    /// Has the next run told to stop once so many items are done, those of earlier runs included.
+    pub fn stop_after(&self, n_items: usize) {
+        self.items.stop_after(n_items, self.cancel.clone());
+    }
+
     /// The folder of an output port after [`Self::run`].
     pub fn out(&self, port: &str) -> PathBuf {
         self.dir.join("out").join(port)

@@ -271,10 +271,11 @@ impl Driver<'_> {
         }
         match result {
             Ok(made) => {
-                let has_items = self.node(node).task.item_stages() > 0;
+                let task = &self.node(node).task;
+                let drops_items = task.item_stages() > 0 && !task.keeps_items();
                 let (outputs, metrics) = (made.outputs.clone(), made.metrics.clone());
                 let publish =
-                    Publish { key, epoch, outputs, metrics, peak_memory_bytes, has_items };
+                    Publish { key, epoch, outputs, metrics, peak_memory_bytes, drops_items };
                 self.batch.publishes.insert(key, publish);
                 self.made.insert(node, made);
                 self.step(Event::Made { node });

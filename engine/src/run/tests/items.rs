@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::*;
+use crate::ledger::{GarbageKind, GarbageList, Keep, StageRow};
 use crate::task::Item;
 
 /// What the task made of items does.
@@ -19,7 +20,8 @@ struct Parts {
     n_second: usize,
 }
 
-struct InParts;
+/// Does items, and keeps them or not.
+struct InParts<const KEEPS: bool>;
 
 fn note(journal: &str, text: &str) {
     use std::io::Write;
@@ -28,8 +30,8 @@ fn note(journal: &str, text: &str) {
     file.write_all(format!("{text}\n").as_bytes()).unwrap();
 }
 
-impl Task for InParts {
-    const KIND: &'static str = "in_parts";
+impl<const KEEPS: bool> Task for InParts<KEEPS> {
+    const KIND: &'static str = if KEEPS { "kept_parts" } else { "in_parts" };
     const REVISION: u32 = 1;
     const SUMMARY: &'static str = "does items";
     const DETERMINISM: Determinism = Determinism::Bitwise;
@@ -37,13 +39,14 @@ impl Task for InParts {
     const OUTPUTS: &'static [Port] = &[Port::one("out", "any", "the texts")];
     const UNKEYED: &'static [&'static str] = &["journal", "act"];
     const ITEM_STAGES: u32 = 2;
+    const KEEPS_ITEMS: bool = KEEPS;
     type Params = Parts;
 
     fn run(ctx: &mut Context, params: &Parts, _: &Inputs) -> Result<Outputs, Failure> {
         note(&params.journal, "attempt");
         let items: Vec<Item<&str>> =
             params.texts.iter().map(|text| Item::new(text.clone(), text, text.as_str())).collect();
-        let results = ctx.items("first", "texts", &items, |text, item| {
+        let results = ctx.items("first", "texts", items, |text, item| {
             note(&params.journal, text);
             match params.act.split_once(':') {
                 Some(("slow", ms)) => {
@@ -77,7 +80,7 @@ impl Task for InParts {
         }
         let items: Vec<Item<usize>> =
             (0..params.n_second).map(|i| Item::new(format!("{i}"), &(&whole, i), i)).collect();
-        for square in ctx.items("second", "numbers", &items, |i, _| Ok(i * i))? {
+        for square in ctx.items("second", "numbers", items, |i, _| Ok(i * i))? {
             whole.extend([" ".to_owned(), square?.value.to_string()]);
         }
         fs::write(ctx.out("out")?.join("text"), whole)?;
@@ -86,11 +89,15 @@ impl Task for InParts {
 }
 
 fn parts(bench: &mut Bench, name: &str, texts: &[&str], act: &str) {
+    parts_of(bench, "in_parts", name, texts, act);
+}
+
+fn parts_of(bench: &mut Bench, kind: &str, name: &str, texts: &[&str], act: &str) {
     bench.node(name, &[], json!({}));
     let journal = bench.journal(name);
-    let registry = Registry::default().with::<InParts>();
+    let registry = Registry::default().with::<InParts<true>>().with::<InParts<false>>();
     let node = bench.pipeline.nodes.last_mut().unwrap();
-    node.task = Arc::clone(registry.get("in_parts").unwrap());
+    node.task = Arc::clone(registry.get(kind).unwrap());
     let params = json!({"texts": texts, "journal": journal, "act": act, "n_second": 3});
     node.params = node.task.canonical(&params).unwrap();
     node.resources.cpu = 2;
@@ -145,6 +152,97 @@ async fn finished_items_are_not_repeated() {
     let (p, q) = (n("p"), n("q"));
     let sum: Vec<usize> = p.iter().zip(q).map(|(p, q)| p + q).collect();
     assert_eq!(sum, [1, 1, 2, 1, 1], "{p:?} {q:?}");
+}
+
+/// An edit of a finished node redoes the items that it changed, where the task keeps them.
+#[tokio::test]
+async fn kept_items_are_found_after_an_edit() {
+    for (kind, n_done) in [("kept_parts", [1, 1, 1, 1]), ("in_parts", [2, 1, 2, 1])] {
+        let mut bench = Bench::new();
+        parts_of(&mut bench, kind, "p", &["a", "b", "c"], "");
+        assert_eq!(bench.run().await.state, RunState::Done);
+        bench.set("p", "texts", json!(["a", "x", "c"]));
+        let summary = bench.run().await;
+        assert_eq!(text_of(&summary, "p"), "axc 0 1 4");
+        assert_eq!(["a", "b", "c", "x"].map(|text| times(&bench, "p", text)), n_done, "{kind}");
+    }
+}
+
+/// Items that a node may ask for stay; those of nodes that are done or forgotten go, and so does what
+/// a crash left of them.
+#[tokio::test]
+async fn collecting_takes_the_items_that_no_node_asks_for() {
+    let all = Keep { n_runs: 1, since_us: i64::MIN };
+    let kinds = |list: GarbageList| list.garbage.iter().map(|one| one.kind).collect::<Vec<_>>();
+    let mut bench = Bench::new();
+    parts(&mut bench, "p", &["a", "b", "c"], "c:fail");
+    bench.run().await;
+    let orphan = bench.store_dir().join("items/ab").join(format!("{}-1", "ab".repeat(32)));
+    fs::create_dir_all(&orphan).unwrap();
+    fs::write(orphan.join("text"), "left").unwrap();
+    assert_eq!(kinds(bench.engine().await.collect(all).await.unwrap()), [GarbageKind::Item]);
+    assert!(!orphan.exists());
+    bench.set("p", "act", json!(""));
+    assert_eq!(bench.run().await.state, RunState::Done);
+    assert_eq!(["a", "b", "c"].map(|text| times(&bench, "p", text)), [1, 1, 2]);
+
+    let mut bench = Bench::new();
+    parts_of(&mut bench, "kept_parts", "q", &["k", "l"], "");
+    bench.run().await;
+    assert_eq!(kinds(bench.engine().await.collect(all).await.unwrap()), []);
+    bench.set("q", "texts", json!(["k", "m"]));
+    bench.run().await;
+    assert_eq!(["k", "l", "m"].map(|text| times(&bench, "q", text)), [1, 1, 1]);
+    // The node as it was before the edit is forgotten, and what only it had goes: `l`, and the three
+    // numbers that followed from the texts.
+    let gone = bench.engine().await.collect(all).await.unwrap();
+    let n_items = gone.garbage.iter().filter(|one| one.kind == GarbageKind::Item).count();
+    assert_eq!((n_items, gone.garbage.len()), (4, 5));
+    let items = walkdir::WalkDir::new(bench.store_dir().join("items")).min_depth(2).max_depth(2);
+    assert_eq!(items.into_iter().count(), 2 + 3);
+    bench.set("q", "texts", json!(["k", "l"]));
+    assert_eq!(bench.run().await.state, RunState::Done);
+    assert_eq!(["k", "l", "m"].map(|text| times(&bench, "q", text)), [1, 2, 1]);
+}
+
+/// What `sbp status` and `sbp show` say of items.
+#[tokio::test]
+async fn operators_see_how_far_items_are() {
+    let mut bench = Bench::new();
+    parts(&mut bench, "p", &["a", "b", "c", "d"], "c:fail");
+    bench.pipeline.nodes[0].resources.cpu = 1;
+    bench.run().await;
+    let engine = bench.engine().await;
+    let stages = engine.node_detail("last", "p").await.unwrap().node.stages;
+    let failure = Some("c: told to fail".to_owned());
+    let first = StageRow {
+        stage: "first".to_owned(),
+        total: 4,
+        done: 2,
+        failed: 1,
+        failure,
+        ..StageRow::default()
+    };
+    assert_eq!(stages, std::slice::from_ref(&first));
+
+    bench.set("p", "act", json!("wait:"));
+    let stop = Stop::default();
+    let run = engine.run(&bench.pipeline, options(), &stop);
+    let look = async {
+        let other = bench.engine().await;
+        loop {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+            let detail = other.run_detail("last").await.unwrap();
+            let stages = &detail.nodes[0].stages;
+            if stages.first().is_some_and(|stage| !stage.running.is_empty()) {
+                stop.request();
+                return (detail.run.owner, stages.clone());
+            }
+        }
+    };
+    let (_, (owner, stages)) = tokio::join!(run, look);
+    let running = [(owner, 1)].into_iter().collect();
+    assert_eq!(stages, [StageRow { running, ..first }]);
 }
 
 #[tokio::test]

@@ -74,7 +74,7 @@ impl Task for Stepped {
         }
         let items: Vec<Item<u64>> =
             (0..params.n_items).map(|i| Item::new(format!("{i}"), &(&params.text, i), i)).collect();
-        let results = ctx.items("square", "numbers", &items, |i, item| {
+        let results = ctx.items("square", "numbers", items, |i, item| {
             live()?;
             fs::write(item.dir().join("square"), (i * i).to_string())?;
             live()?;

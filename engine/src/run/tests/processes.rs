@@ -73,7 +73,7 @@ impl Task for Drastic {
             }
             Ok(i * i)
         };
-        for result in ctx.items("square", "numbers", &items, square)? {
+        for result in ctx.items("square", "numbers", items, square)? {
             sum += result?.value as f64;
         }
         let mut text = format!("{} {} ", sum.to_bits(), ctx.n_threads());

@@ -336,7 +336,8 @@ async fn stale_publish_is_refused() {
     let publish = |epoch| {
         let (outputs, metrics) = (BTreeMap::new(), BTreeMap::new());
         let peak_memory_bytes = None;
-        let publish = Publish { key, epoch, outputs, metrics, peak_memory_bytes, has_items: true };
+        let publish =
+            Publish { key, epoch, outputs, metrics, peak_memory_bytes, drops_items: true };
         Batch { publishes: BTreeMap::from([(key, publish)]), ..Batch::default() }
     };
     let granted = old.ledger.commit(&writer(old, 77, 1), &claim(1, None)).await.unwrap();

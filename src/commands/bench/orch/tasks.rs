@@ -113,7 +113,7 @@ impl Task for Steps {
         }
         let items: Vec<Item<u64>> =
             (0..params.n_steps).map(|n| Item::new(format!("{n}"), &(params.i, n), n)).collect();
-        for result in ctx.items("add", "numbers", &items, |n, item| {
+        for result in ctx.items("add", "numbers", items, |n, item| {
             std::fs::write(item.dir().join("number"), n.to_string())?;
             Ok(*n)
         })? {
