@@ -28,7 +28,7 @@ use std::cmp::Ordering;
 use crate::Pool;
 use block::Block;
 pub use cpu::Isa;
-pub use lists::{Lists, ListsOptions, Reach};
+pub use lists::{Cut, Lists, ListsOptions, Reach};
 pub use rescore::{Rescore, dot};
 pub use speed::{Speed, speed};
 pub use values::Values;

@@ -15,12 +15,11 @@ mod score;
 #[cfg(test)]
 mod tests;
 
-use std::io;
 use std::path::Path;
-use std::time::{Duration, Instant};
 
 use engine::task::{
-    Context, Determinism, Estimate, Failure, Inputs, Outputs, ParamError, Port, Predicted, Task,
+    self, Context, Determinism, Estimate, Failure, Inputs, ItemContext, ItemResult, Outputs,
+    ParamError, Port, Predicted, Task,
 };
 use kernels::Pool;
 use schemars::JsonSchema;
@@ -29,7 +28,7 @@ use serde_json::Value;
 
 use crate::corpus::{read_json, write_json};
 use crate::cost::{fact, figure};
-use crate::lm::hf;
+use crate::lm::{Weights, hf};
 use crate::read_items;
 use crate::tokenizer::Tokenizer;
 use crate::{rows, stats};
@@ -45,8 +44,8 @@ const SCORES_FILE: &str = "scores.json";
 const ROWS_FILE: &str = "items.jsonl.zst";
 /// Items worked on together. Part of the results: what is computed together may round differently.
 const CHUNK: usize = 32;
-/// Time between checkpoints; results do not depend on it.
-const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(20);
+/// Items that are scored, or lost by a kill, together: whole chunks.
+const ITEM_ROWS: usize = 4 * CHUNK;
 
 /// See the module.
 pub struct Benchmark;
@@ -102,7 +101,8 @@ fn default_n_resamples() -> usize {
 
 impl Task for Benchmark {
     const KIND: &'static str = "benchmark";
-    const REVISION: u32 = 2;
+    const REVISION: u32 = 3;
+    const ITEM_STAGES: u32 = 1;
     const SUMMARY: &'static str = "scores a model on a benchmark as lm-evaluation-harness does";
     const DETERMINISM: Determinism = Determinism::BitwisePerDevice;
     const INPUTS: &'static [Port] = &[
@@ -156,14 +156,8 @@ impl Task for Benchmark {
         let examples = inputs.optional("examples").map(read_items::open).transpose()?;
         let forms = forms(params, &items, examples.as_deref())?;
 
-        let pool = Pool::new(ctx.n_threads());
-        let cutter =
-            Cutter { tokenizer: &tokenizer, context: weights.config().context, bos: params.bos };
-        let mut asker = Asker { cutter, scorer: Scorer::new(&pool, &weights), writer: None };
-        if forms.iter().any(|form| matches!(form, Form::Open { .. })) {
-            asker.writer = Some(Writer::new(&pool, &weights, &tokenizer, params.max_new_tokens)?);
-        }
-        let rows = ask_all(ctx, params, &forms, &mut asker)?;
+        let desk = Desk { params, tokenizer: &tokenizer, weights: &weights, forms: &forms };
+        let rows = desk.ask_all(ctx, inputs)?;
         let scores = score::summarize(params, &rows);
         let dir = ctx.out("benchmark")?;
         rows::write(&dir.join(ROWS_FILE), &rows)?;
@@ -243,7 +237,7 @@ impl Asker<'_> {
     /// The rows of some neighbouring items, the first of which has the number `first`.
     fn ask(
         &mut self,
-        ctx: &Context,
+        ctx: &ItemContext<'_>,
         name: Name,
         first: usize,
         forms: &[Form],
@@ -291,41 +285,61 @@ impl Asker<'_> {
     }
 }
 
-/// The rows of all items, from the newest checkpoint on.
-fn ask_all(
-    ctx: &Context,
-    params: &Params,
-    forms: &[Form],
-    asker: &mut Asker<'_>,
-) -> Result<Vec<Row>, Failure> {
-    let mut rows: Vec<Row> = match ctx.latest_checkpoint()? {
-        Some(checkpoint) => rows::read(&checkpoint.dir.join(ROWS_FILE))?,
-        None => Vec::new(),
-    };
-    let total = forms.len() as u64;
-    let mut saved_at = Instant::now();
-    let mut n_saved = rows.len();
-    let mut save = |rows: &[Row]| -> io::Result<()> {
-        if rows.len() > n_saved {
-            n_saved = rows.len();
-            ctx.save_checkpoint(n_saved as u64, |dir: &Path| {
-                rows::save(&dir.join(ROWS_FILE), rows)
-            })?;
+/// What every item is asked with.
+struct Desk<'a> {
+    params: &'a Params,
+    tokenizer: &'a Tokenizer,
+    weights: &'a Weights,
+    forms: &'a [Form],
+}
+
+impl<'a> Desk<'a> {
+    fn asker(&self, pool: &'a Pool) -> Result<Asker<'a>, Failure> {
+        let Self { params, tokenizer, weights, forms } = *self;
+        let cutter = Cutter { tokenizer, context: weights.config().context, bos: params.bos };
+        let mut asker = Asker { cutter, scorer: Scorer::new(pool, weights), writer: None };
+        if forms.iter().any(|form| matches!(form, Form::Open { .. })) {
+            asker.writer = Some(Writer::new(pool, weights, tokenizer, params.max_new_tokens)?);
         }
-        Ok(())
-    };
-    while rows.len() < forms.len() {
-        if ctx.check_cancelled().is_err() || saved_at.elapsed() >= CHECKPOINT_INTERVAL {
-            save(&rows)?;
-            saved_at = Instant::now();
-        }
-        ctx.check_cancelled()?;
-        let first = rows.len();
-        let chunk = &forms[first..forms.len().min(first + CHUNK)];
-        rows.extend(asker.ask(ctx, params.name, first, chunk)?);
-        ctx.progress(rows.len() as u64, total, "items");
+        Ok(asker)
     }
-    Ok(rows)
+
+    /// The rows of all items.
+    fn ask_all(&self, ctx: &Context, inputs: &Inputs) -> Result<Vec<Row>, Failure> {
+        let digest = |port| inputs.many(port).first().map(|input| input.digest);
+        // Resamples are drawn from rows, and a limit leaves the rows before it as they are.
+        let params = Params { n_resamples: 0, limit: None, ..self.params.clone() };
+        let made_of = (params, ["model", "items", "examples"].map(digest));
+        let items = (0..self.forms.len()).step_by(ITEM_ROWS).map(|first| {
+            let range = first..self.forms.len().min(first + ITEM_ROWS);
+            let name = format!("items {first} to {}", range.end - 1);
+            let weight = range.len() as u64;
+            task::Item::new(name, &(&made_of, range.clone()), range).weight(weight)
+        });
+        let pool = Pool::new(ctx.n_threads());
+        let begin = |_| self.asker(&pool);
+        let results = ctx.stage("ask", "items").alone().each_with(
+            items.collect(),
+            begin,
+            |asker, range, item| {
+                let mut rows = Vec::with_capacity(range.len());
+                for forms in self.forms[range.clone()].chunks(CHUNK) {
+                    item.check_cancelled()?;
+                    let first = range.start + rows.len();
+                    rows.extend(asker.ask(item, self.params.name, first, forms)?);
+                    item.progress(rows.len() as u64);
+                }
+                Ok(rows::write(&item.dir().join(ROWS_FILE), &rows)?)
+            },
+        )?;
+        let mut rows = Vec::with_capacity(self.forms.len());
+        for result in results {
+            let result: ItemResult<()> = result?;
+            let part: Vec<Row> = rows::read(&result.dir.join(ROWS_FILE))?;
+            rows.extend(part);
+        }
+        Ok(rows)
+    }
 }
 
 /// Reads the `benchmark` artifact in `dir`: what it says of the whole, and its rows.

@@ -10,10 +10,11 @@ mod tests;
 mod windows;
 
 use std::fs;
-use std::time::{Duration, Instant};
 
+use engine::digest::Digest;
 use engine::task::{
-    Context, Determinism, Estimate, Failure, Inputs, Outputs, ParamError, Port, Predicted, Task,
+    self, Context, Determinism, Estimate, Failure, Inputs, ItemResult, Outputs, ParamError, Port,
+    Predicted, Task,
 };
 use kernels::Pool;
 use schemars::JsonSchema;
@@ -31,11 +32,12 @@ use windows::Batches;
 
 const SCORES_FILE: &str = "scores.json";
 const ITEMS_FILE: &str = "items.jsonl.zst";
-const CHECKPOINT_FILE: &str = "nll";
+/// Of an item: one sum for each window.
+const SUMS_FILE: &str = "nll";
 /// Tokens computed together; fixed, so that results do not depend on anything but the documents.
 const BATCH_TOKENS: usize = 2048;
-/// Time between checkpoints; results do not depend on it.
-const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(30);
+/// Batches that are scored, or lost by a kill, together.
+const ITEM_BATCHES: usize = 32;
 
 /// Scores a model on held-out text.
 pub struct Evaluate;
@@ -114,6 +116,7 @@ pub struct Scores {
 impl Task for Evaluate {
     const KIND: &'static str = "evaluate";
     const REVISION: u32 = 2;
+    const ITEM_STAGES: u32 = 1;
     const SUMMARY: &'static str = "scores a model on held-out text";
     const DETERMINISM: Determinism = Determinism::BitwisePerDevice;
     const INPUTS: &'static [Port] = &[
@@ -162,7 +165,7 @@ impl Task for Evaluate {
                 weights.config().vocab_size
             )));
         }
-        let nll = score(ctx, &weights, &heldout)?;
+        let nll = score(ctx, inputs.many("model")[0].digest, &weights, &heldout)?;
         let items: Vec<Item> = (0..heldout.n_documents())
             .map(|document| Item {
                 task: params.name.clone(),
@@ -200,30 +203,59 @@ fn check_tokenizer(heldout: &Tokens, tokenizer: &Tokenizer) -> Result<(), Failur
 }
 
 /// The summed negative log likelihood of each document.
-fn score(ctx: &Context, weights: &Weights, heldout: &Tokens) -> Result<Vec<f64>, Failure> {
-    let pool = Pool::new(ctx.n_threads());
+fn score(
+    ctx: &Context,
+    model: Digest,
+    weights: &Weights,
+    heldout: &Tokens,
+) -> Result<Vec<f64>, Failure> {
     let context = weights.config().context;
-    let mut forward = Forward::new(weights.config(), BATCH_TOKENS.max(context));
-    let batches = Batches::new(heldout, context, forward.capacity());
-    let (mut next, mut nll) = restore(ctx, heldout.n_documents())?;
-    let mut saved_at = Instant::now();
-    let mut buffers = windows::Buffers::default();
-    while next < batches.len() {
-        if ctx.check_cancelled().is_err() || saved_at.elapsed() >= CHECKPOINT_INTERVAL {
-            save(ctx, next, &nll)?;
-            saved_at = Instant::now();
+    let capacity = BATCH_TOKENS.max(context);
+    let batches = Batches::new(heldout, context, capacity);
+    let mut items = Vec::new();
+    for first in (0..batches.len()).step_by(ITEM_BATCHES) {
+        let end = batches.len().min(first + ITEM_BATCHES);
+        let weight = batches.tokens_before(end) - batches.tokens_before(first);
+        let made_of = (model, batches.digest(heldout, first..end));
+        let name = format!("batches {first} to {}", end - 1);
+        items.push(task::Item::new(name, &made_of, first..end).weight(weight));
+    }
+    let begin = |n_threads| {
+        let forward = Forward::new(weights.config(), capacity);
+        Ok((Pool::new(n_threads), forward, windows::Buffers::default()))
+    };
+    let results = ctx.stage("score", "tokens").alone().each_with(
+        items.clone(),
+        begin,
+        |(pool, forward, buffers), range, item| {
+            let mut sums: Vec<u8> = Vec::new();
+            for batch in range.clone() {
+                item.check_cancelled()?;
+                let windows = batches.get(batch);
+                buffers.fill(heldout, windows);
+                let losses =
+                    forward.nll(pool, weights, &buffers.ids, &buffers.starts, &buffers.targets);
+                let mut losses = losses.iter();
+                for window in windows {
+                    let losses = losses.by_ref().take(window.len()).copied();
+                    sums.extend(losses.map(f64::from).sum::<f64>().to_le_bytes());
+                }
+                item.progress(
+                    batches.tokens_before(batch + 1) - batches.tokens_before(range.start),
+                );
+            }
+            Ok(fs::write(item.dir().join(SUMS_FILE), sums)?)
+        },
+    )?;
+    let mut nll = vec![0.0; heldout.n_documents()];
+    for (item, result) in items.iter().zip(results) {
+        let result: ItemResult<()> = result?;
+        let bytes = fs::read(result.dir.join(SUMS_FILE))?;
+        let windows = item.part.clone().flat_map(|batch| batches.get(batch));
+        // A long document's windows add up in their order, whatever item they are in.
+        for (window, sum) in windows.zip(bytes.as_chunks::<8>().0) {
+            nll[window.document] += f64::from_le_bytes(*sum);
         }
-        ctx.check_cancelled()?;
-        let windows = batches.get(next);
-        buffers.fill(heldout, windows);
-        let losses = forward.nll(&pool, weights, &buffers.ids, &buffers.starts, &buffers.targets);
-        let mut losses = losses.iter();
-        for window in windows {
-            let sum: f64 = losses.by_ref().take(window.len()).copied().map(f64::from).sum();
-            nll[window.document] += sum;
-        }
-        next += 1;
-        ctx.progress(batches.tokens_before(next), batches.n_tokens(), "tokens");
     }
     match nll.iter().position(|nll| !nll.is_finite()) {
         None => Ok(nll),
@@ -232,32 +264,6 @@ fn score(ctx: &Context, weights: &Weights, heldout: &Tokens) -> Result<Vec<f64>,
             heldout.document_id(document)
         ))),
     }
-}
-
-/// The next batch and the sums so far, of the newest checkpoint.
-fn restore(ctx: &Context, n_documents: usize) -> Result<(usize, Vec<f64>), Failure> {
-    let Some(checkpoint) = ctx.latest_checkpoint()? else {
-        return Ok((0, vec![0.0; n_documents]));
-    };
-    let bytes = fs::read(checkpoint.dir.join(CHECKPOINT_FILE))?;
-    let (chunks, rest) = bytes.as_chunks::<8>();
-    if chunks.len() != n_documents || !rest.is_empty() {
-        return Err(Failure::permanent(format!(
-            "the checkpoint has {} bytes for {n_documents} documents",
-            bytes.len()
-        )));
-    }
-    let nll = chunks.iter().map(|&bytes| f64::from_le_bytes(bytes)).collect();
-    ctx.info(format!("resuming at batch {}", checkpoint.step));
-    Ok((checkpoint.step as usize, nll))
-}
-
-fn save(ctx: &Context, next: usize, nll: &[f64]) -> Result<(), Failure> {
-    if ctx.latest_checkpoint()?.map_or(0, |checkpoint| checkpoint.step) >= next as u64 {
-        return Ok(());
-    }
-    let bytes: Vec<u8> = nll.iter().flat_map(|nll| nll.to_le_bytes()).collect();
-    Ok(ctx.save_checkpoint(next as u64, |dir| fs::write(dir.join(CHECKPOINT_FILE), bytes))?)
 }
 
 fn summarize(params: &Params, items: &[Item]) -> Score {

@@ -8,6 +8,7 @@ pub mod container;
 #[cfg(test)]
 mod fuzz;
 pub mod pairs;
+pub(crate) mod part;
 pub mod schedule;
 pub mod tokens;
 pub mod vectors;

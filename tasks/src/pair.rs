@@ -3,7 +3,8 @@
 //! Nearest neighbours come from a search over int8 rows, exact or through lists, whose candidates are
 //! scored again in `f32`. The candidates are wider than what is kept: their floor lies below the
 //! threshold by what quantization can change, measured on the rows, so the exact method loses no pair
-//! above the threshold to int8 unless a document has more than `k` neighbours. The search through
+//! above the threshold to int8. Where a document has more than `k` neighbours there, candidates are an
+//! eighth more than `k`: those that int8 cannot tell apart share the last places. The search through
 //! lists is calibrated on sampled documents to find the asked share of the neighbours, and what it
 //! found is audited on others against the exact search; `audit.json` says how it did.
 //!
@@ -11,6 +12,9 @@
 //! besides a fixed threshold the best pairs can be chosen by number, since scores depend on the
 //! embedding.
 
+mod choose;
+mod parts;
+mod rows;
 mod search;
 
 use std::collections::HashSet;
@@ -27,6 +31,7 @@ use serde::{Deserialize, Serialize};
 use crate::cost::{fact, figure, unit};
 use crate::format::pairs::{self, Documents, Pair as DocumentPair, Pairs};
 use crate::format::vectors::Vectors;
+pub(crate) use search::{N_FIRST, RECALL_SLACK};
 
 /// See the module.
 pub struct Pair;
@@ -62,7 +67,8 @@ pub struct Params {
     #[serde(default = "default_audited_documents")]
     pub audited_documents: usize,
     /// Documents whose packed vectors are in memory at a time. Each such shard is searched for the
-    /// neighbours of all documents; for method `ivf` it has its own lists.
+    /// neighbours of all documents, run by run; for method `ivf` it has its own lists. Shards of
+    /// another size are other tiles, so everything is searched again; method `exact` finds the same.
     #[serde(default = "default_shard_documents")]
     pub shard_documents: usize,
     /// Number of pairs of method `random`, unless `like` is connected.
@@ -81,7 +87,7 @@ pub enum Method {
     #[default]
     Exact,
     /// Nearest neighbours by inner product, looked for in the lists of an inverted file where they
-    /// can be expected: some twenty times as fast on a million documents.
+    /// can be expected: faster, the more so the more documents there are.
     Ivf,
     /// Distinct pairs drawn uniformly from all ordered pairs of different documents: the control
     /// that tells what tuning alone does.
@@ -120,6 +126,7 @@ fn default_shard_documents() -> usize {
 impl Task for Pair {
     const KIND: &'static str = "pair";
     const REVISION: u32 = 2;
+    const ITEM_STAGES: u32 = 4;
     const SUMMARY: &'static str = "pairs documents with their nearest neighbours, or at random";
     // Integer sums, then single correctly rounded operations in a fixed order.
     const DETERMINISM: Determinism = Determinism::Bitwise;
@@ -150,10 +157,11 @@ impl Task for Pair {
             return Err(ParamError::new("recall", message).help("method `exact` finds all"));
         }
         for (name, value) in [
-            ("audited_documents", params.audited_documents),
-            ("shard_documents", params.shard_documents),
+            ("audited_documents", Some(params.audited_documents)),
+            ("shard_documents", Some(params.shard_documents)),
+            ("n_pairs", params.n_pairs.map(|n| usize::try_from(n).unwrap_or(usize::MAX))),
         ] {
-            if value == 0 {
+            if value == Some(0) {
                 return Err(ParamError::new(name, "it is 0; it must be at least 1"));
             }
         }
@@ -205,14 +213,11 @@ impl Task for Pair {
         let documents = Documents::of(vectors.document_ids().iter().copied());
         let mut audit = None;
         let (pairs, method) = match params.method {
-            Method::Exact => {
-                let found = search::exact(ctx, params, &vectors, documents)?;
-                (choose(params, found, n), "exact")
-            }
-            Method::Ivf => {
-                let found = search::through_lists(ctx, params, &vectors, documents)?;
-                audit = Some(found.1);
-                (choose(params, found.0, n), "ivf")
+            Method::Exact | Method::Ivf => {
+                let digest = inputs.many("vectors")[0].digest;
+                let pairs;
+                (pairs, audit) = search::nearest(ctx, params, (&vectors, digest))?;
+                (pairs, if params.method == Method::Exact { "exact" } else { "ivf" })
             }
             Method::Random => {
                 let like = inputs.optional("like").map(Pairs::open).transpose()?;
@@ -236,9 +241,11 @@ impl Task for Pair {
             "{} pairs; {} of {n} documents are a seed, {} are in a pair",
             summary.n_pairs, summary.n_seeds, summary.n_covered
         ));
-        let all = 2.0 * (n as f64).powi(2) * vectors.dim() as f64;
-        let operations = all * scanned_share(params.method);
-        let mut outputs = Outputs::default().metric(unit::INT8_OP, operations);
+        let mut outputs = Outputs::default();
+        if params.method == Method::Exact {
+            let operations = 2.0 * (n as f64).powi(2) * vectors.dim() as f64;
+            outputs = outputs.metric(unit::INT8_OP, operations);
+        }
         if let Some(audit) = audit {
             crate::corpus::write_json(&dir.join(search::AUDIT_FILE), &audit)?;
             outputs = outputs.metric("recall", audit.recall);
@@ -269,44 +276,6 @@ fn rule(params: &Params) -> String {
         (None, Some(n)) => format!("the best {n} pairs a document"),
         (None, None) => format!("{} pairs asked for", params.n_pairs.unwrap_or(0)),
     }
-}
-
-/// Applies directions, the limit for each seed, and the limit in all.
-fn choose(params: &Params, mut pairs: Vec<DocumentPair>, n_documents: usize) -> Vec<DocumentPair> {
-    let reversed = |pair: &DocumentPair| DocumentPair {
-        seed: pair.target,
-        target: pair.seed,
-        score: pair.score,
-    };
-    match params.directions {
-        Directions::AsFound => {}
-        Directions::Both => {
-            let back: Vec<_> = pairs.iter().map(reversed).collect();
-            pairs.extend(back);
-        }
-        Directions::Once => {
-            for pair in pairs.iter_mut().filter(|pair| pair.seed > pair.target) {
-                *pair = reversed(pair);
-            }
-        }
-    }
-    pairs.sort_unstable_by(DocumentPair::by_seed);
-    // Scores are symmetric to the bit, so equal pairs are neighbours.
-    pairs.dedup_by_key(|pair| (pair.seed, pair.target));
-    if let Some(most) = params.max_pairs_per_seed {
-        let (mut seed, mut n) = (u32::MAX, 0);
-        pairs.retain(|pair| {
-            n = if pair.seed == seed { n + 1 } else { 1 };
-            seed = pair.seed;
-            n <= most
-        });
-    }
-    if let Some(per_document) = params.pairs_per_document {
-        let most = (per_document * n_documents as f64).round() as usize;
-        pairs.sort_unstable_by(DocumentPair::best_first);
-        pairs.truncate(most);
-    }
-    pairs
 }
 
 /// Distinct ordered pairs of different documents, uniformly, with their scores.

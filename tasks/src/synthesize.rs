@@ -6,19 +6,19 @@
 //! them: ids of the text encoded again, with `<|bos|>` and `<|eos|>`, because sampled ids can spell a
 //! text in another way than the tokenizer does. `synthesis.json` beside the corpus has the books.
 
+mod books;
 mod plan;
-mod progress;
 #[cfg(test)]
 mod tests;
+mod writing;
 
 use std::path::Path;
 use std::sync::Arc;
 
 use engine::task::{
-    Context, Determinism, Estimate, Facts, Failure, Inputs, Outputs, ParamError, Port, Predicted,
-    Task,
+    Context, Determinism, Estimate, Facts, Failure, Inputs, Item, ItemResult, Outputs, ParamError,
+    Port, Predicted, Task,
 };
-use kernels::Pool;
 use kernels::sampling::Policy;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -26,12 +26,13 @@ use serde::{Deserialize, Serialize};
 use crate::corpus::{CorpusWriter, write_json};
 use crate::cost::{self, fact, figure, forward_flop, unit};
 use crate::format::tokens::Tokens;
-use crate::lm::generate::{self, Choice, Decoder, Settings};
+use crate::lm::generate::{Choice, Decoder, Settings};
 use crate::lm::{Config, Weights, hf};
 use crate::tokenizer::{BOS, EOS, PAD, SEP, Tokenizer};
 
+use books::{Synthesis, Tally};
 use plan::Plan;
-use progress::Synthesis;
+use writing::Desk;
 
 /// Writes a synthetic corpus.
 pub struct Synthesize;
@@ -134,6 +135,7 @@ fn default_batch() -> u32 {
 impl Task for Synthesize {
     const KIND: &'static str = "synthesize";
     const REVISION: u32 = 1;
+    const ITEM_STAGES: u32 = 1;
     const SUMMARY: &'static str = "writes a synthetic corpus with a tuned model";
     const DETERMINISM: Determinism = Determinism::BitwisePerDevice;
     const INPUTS: &'static [Port] = &[
@@ -226,24 +228,41 @@ impl Task for Synthesize {
             ));
         }
         let n_slots = slots_within_memory(ctx, params, weights.config())?;
-        let pool = Pool::new(ctx.n_threads());
-        let id_base = inputs.many("model")[0].digest.to_string();
-        let mut synthesis = Synthesis::resume(ctx, params, plan, &tokenizer, id_base)?;
-        if !synthesis.is_done() {
-            let settings = settings(params, weights.config(), &tokenizer);
-            // One sequence more than slots holds the prompt that draws share.
-            let mut decoder = Decoder::new(&pool, &weights, n_slots + 1);
-            generate::generate(&pool, &mut decoder, &settings, n_slots, &mut synthesis)?;
-        }
+        let desk = Desk {
+            params,
+            weights: &weights,
+            tokenizer: &tokenizer,
+            settings: settings(params, weights.config(), &tokenizer),
+            n_slots,
+            id_base: inputs.many("model")[0].digest.to_string(),
+        };
+        let tally = Tally::new(ctx, params);
         let dir = ctx.out("corpus")?;
-        let mut writer = CorpusWriter::create(&dir)?;
-        let (books, tokens_per_s) = synthesis.finish(&mut writer)?;
-        writer.finish()?;
+        let mut synthesis = Synthesis::new(params, &plan, &tally, CorpusWriter::create(&dir)?);
+        let made_of = made_of(params, inputs);
+        let items = books::items().map(|draws| {
+            let name = format!("draws {} to {}", draws.start, draws.end - 1);
+            Item::new(name, &(&made_of, draws.clone()), draws)
+        });
+        ctx.stage("draw", "texts").alone().stream(
+            items,
+            books::n_held(n_slots),
+            |feed| desk.work(feed, plan.clone(), &tally),
+            |item: ItemResult<()>| synthesis.take(&item.dir),
+        )?;
+        let books = synthesis.finish()?;
         write_json(&dir.join("synthesis.json"), &books)?;
         let token_flop = cost::model(weights.config()).get(fact::TOKEN_FLOP).unwrap_or(0.0);
-        let outputs = books.outputs(tokens_per_s);
+        let outputs = books.outputs(tally.tokens_per_s());
         Ok(outputs.metric(unit::DECODE_FLOP, token_flop * books.gross_tokens as f64))
     }
+}
+
+/// What every draw depends on: all but the target, and what is outside the key anyway.
+fn made_of(params: &Params, inputs: &Inputs) -> impl Serialize {
+    let params = Params { target_tokens: None, n_documents: None, batch: 0, ..params.clone() };
+    let digest = |port| inputs.many(port).first().map(|input| input.digest);
+    (params, ["model", "tokenizer", "seeds"].map(digest))
 }
 
 /// Fails unless the decision in `dir` lets the run go on.

@@ -41,6 +41,7 @@ fn count(mut terms: Vec<u64>) -> Counts {
 }
 
 /// In how many documents each term occurs.
+#[derive(Default)]
 pub struct Frequencies {
     documents: HashMap<u64, u32>,
     n_documents: u32,
@@ -49,14 +50,26 @@ pub struct Frequencies {
 impl Frequencies {
     /// Counts over documents.
     pub fn of<'a>(documents: impl IntoIterator<Item = &'a Counts>) -> Self {
-        let (mut n, mut frequencies) = (0, HashMap::new());
+        let mut frequencies = Self::default();
         for counts in documents {
-            n += 1;
-            for &(term, _) in counts {
-                *frequencies.entry(term).or_insert(0) += 1;
-            }
+            frequencies.add(1, counts.iter().map(|&(term, _)| (term, 1)));
         }
-        Self { documents: frequencies, n_documents: n }
+        frequencies
+    }
+
+    /// Adds `n` documents, given how many of them have each of their terms.
+    pub fn add(&mut self, n: u32, terms: impl IntoIterator<Item = (u64, u32)>) {
+        self.n_documents += n;
+        for (term, n) in terms {
+            *self.documents.entry(term).or_insert(0) += n;
+        }
+    }
+
+    /// Every term with its documents, in the order of terms.
+    pub fn sorted(&self) -> Vec<(u64, u32)> {
+        let mut terms: Vec<_> = self.documents.iter().map(|(term, n)| (*term, *n)).collect();
+        terms.sort_unstable();
+        terms
     }
 
     /// Documents counted.

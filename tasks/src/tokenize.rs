@@ -1,8 +1,8 @@
 //! Turns a corpus into token ids, in order, dropping documents that are too short or too long.
 
 use engine::task::{
-    Context, Determinism, Estimate, FILE_BYTES, Failure, Inputs, Outputs, ParamError, Port,
-    Predicted, Task,
+    CancelToken, Context, Determinism, Estimate, FILE_BYTES, Failure, Inputs, Item, ItemContext,
+    Outputs, ParamError, Port, Predicted, Task,
 };
 use kernels::Pool;
 use schemars::JsonSchema;
@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::corpus::{Corpus, Document};
 use crate::cost::{fact, figure, ids_bytes, unit};
-use crate::format::tokens::TokensWriter;
+use crate::format::tokens::{Tokens, TokensWriter};
 use crate::tokenizer::Tokenizer;
 
 /// Text tokenized between two looks at the cancel token, in bytes.
@@ -44,6 +44,7 @@ fn default_min_document_tokens() -> u32 {
 impl Task for Tokenize {
     const KIND: &'static str = "tokenize";
     const REVISION: u32 = 1;
+    const ITEM_STAGES: u32 = 1;
     const SUMMARY: &'static str = "turns a corpus into token ids";
     const DETERMINISM: Determinism = Determinism::Bitwise;
     const INPUTS: &'static [Port] = &[
@@ -83,34 +84,33 @@ impl Task for Tokenize {
     fn run(ctx: &mut Context, params: &Params, inputs: &Inputs) -> Result<Outputs, Failure> {
         let corpus = Corpus::open(inputs.one("corpus"))?;
         let tokenizer = Tokenizer::open(inputs.one("tokenizer"))?;
+        let mut items = Vec::new();
+        for (part, digest) in corpus.parts()? {
+            let (name, weight) = (part.name(), part.n_documents());
+            let made_of = (params, tokenizer.digest(), digest);
+            items.push(Item::new(name, &made_of, part).weight(weight));
+        }
+        let parts = ctx.items("tokenize", "documents", items, |part, item| {
+            tokenize_part(part, item, params, &tokenizer)
+        })?;
         let dir = ctx.out("tokens")?;
         let mut writer = TokensWriter::create(&dir, tokenizer.vocab_size(), tokenizer.digest())?;
-        let pool = Pool::new(ctx.n_threads());
-        let (mut n_read, mut n_short, mut n_long) = (0_u64, 0_u64, 0_u64);
-        let mut documents = corpus.documents();
-        loop {
-            let batch = documents.next_batch(BATCH_BYTES)?;
-            if batch.is_empty() {
-                break;
-            }
-            n_read += batch.len() as u64;
-            for (document, ids) in batch.iter().zip(encode(ctx, &pool, &tokenizer, &batch)?) {
-                if ids.len() < params.min_document_tokens as usize {
-                    n_short += 1;
-                } else if ids.len() > params.max_document_tokens as usize {
-                    n_long += 1;
-                } else {
-                    writer.push(document.id, text_bytes(document)?, &ids)?;
-                }
-            }
-            ctx.progress(n_read, corpus.n_documents(), "documents");
+        let mut dropped = Dropped::default();
+        for part in parts {
+            let part = part?;
+            ctx.check_cancelled()?;
+            dropped.n_short += part.value.n_short;
+            dropped.n_long += part.value.n_long;
+            writer.append(&Tokens::open(&part.dir)?)?;
         }
-        let summary = writer.finish()?;
+        let (summary, Dropped { n_short, n_long }) = (writer.finish()?, dropped);
         if summary.n_documents == 0 {
             return Err(Failure::permanent(format!(
-                "none of {n_read} documents is left: {n_short} have fewer than {} tokens, {n_long} \
+                "none of {} documents is left: {n_short} have fewer than {} tokens, {n_long} \
                  more than {}",
-                params.min_document_tokens, params.max_document_tokens
+                corpus.n_documents(),
+                params.min_document_tokens,
+                params.max_document_tokens
             ))
             .help("change `min_document_tokens` or `max_document_tokens`"));
         }
@@ -124,13 +124,52 @@ impl Task for Tokenize {
     }
 }
 
+/// Documents that were left out.
+#[derive(Default, Serialize, Deserialize)]
+struct Dropped {
+    n_short: u64,
+    n_long: u64,
+}
+
+/// Tokenizes a file of the corpus into a `tokens` artifact of its own.
+fn tokenize_part(
+    part: &Corpus,
+    item: &ItemContext<'_>,
+    params: &Params,
+    tokenizer: &Tokenizer,
+) -> Result<Dropped, Failure> {
+    let mut writer = TokensWriter::create(item.dir(), tokenizer.vocab_size(), tokenizer.digest())?;
+    let pool = Pool::new(item.n_threads());
+    let (mut n_read, mut dropped) = (0, Dropped::default());
+    let mut documents = part.documents();
+    loop {
+        let batch = documents.next_batch(BATCH_BYTES)?;
+        if batch.is_empty() {
+            break;
+        }
+        n_read += batch.len() as u64;
+        let encoded = encode(item.cancel_token(), &pool, tokenizer, &batch)?;
+        for (document, ids) in batch.iter().zip(encoded) {
+            if ids.len() < params.min_document_tokens as usize {
+                dropped.n_short += 1;
+            } else if ids.len() > params.max_document_tokens as usize {
+                dropped.n_long += 1;
+            } else {
+                writer.push(document.id, text_bytes(document)?, &ids)?;
+            }
+        }
+        item.progress(n_read);
+    }
+    writer.finish()?;
+    Ok(dropped)
+}
+
 fn encode(
-    ctx: &Context,
+    cancel: &CancelToken,
     pool: &Pool,
     tokenizer: &Tokenizer,
     batch: &[Document],
 ) -> Result<Vec<Vec<u32>>, Failure> {
-    let cancel = ctx.cancel_token();
     let mut encoded: Vec<Result<Vec<u32>, Failure>> = batch.iter().map(|_| Ok(vec![])).collect();
     pool.for_chunks(&mut encoded, 16, |chunk, slots| {
         for (slot, document) in slots.iter_mut().zip(&batch[chunk * 16..]) {
@@ -162,8 +201,8 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::corpus::CorpusWriter;
     use crate::corpus::tests::write_texts;
-    use crate::format::tokens::Tokens;
     use crate::train_tokenizer::TrainTokenizer;
 
     const TEXTS: [&str; 4] =
@@ -196,6 +235,54 @@ mod tests {
             assert_eq!(tokens.text_bytes(document) as usize, text.len());
         }
         assert_eq!(tokens.tokenizer(), tokenizer.digest());
+    }
+
+    /// Files are items: however the corpus is cut, the tokens are the same, and an edit has its own
+    /// file tokenized again.
+    #[test]
+    fn files_and_stops_change_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let train = bench(dir.path());
+        let tokenizer = dir.path().join("train/out/tokenizer");
+        let mut texts: Vec<String> =
+            (0..70).map(|i| format!("to be {i} or not ").repeat(9)).collect();
+        let (mut whole, mut cuts) = (None, Vec::new());
+        for limit in [u64::MAX, 7_000, 2_000] {
+            let corpus = dir.path().join(format!("{limit}"));
+            let write = |texts: &[String]| {
+                let mut writer = CorpusWriter::create(&corpus).unwrap().shard_bytes_max(limit);
+                for (id, text) in (0..).zip(texts) {
+                    let (text, meta) = (text.clone(), serde_json::Map::new());
+                    writer.push(&Document { id, text, meta }).unwrap();
+                }
+                writer.finish().unwrap().shards.len()
+            };
+            let n_files = write(&texts);
+            cuts.push(n_files);
+            let place = dir.path().join(format!("place {n_files}"));
+            let mut bench =
+                Bench::new(&place).input("corpus", &corpus).input("tokenizer", &tokenizer);
+            for n_before in 1..n_files {
+                bench.stop_after(n_before);
+                let stopped = bench.run::<Tokenize>(&json!({})).unwrap_err();
+                assert_eq!(stopped.kind, engine::task::FailureKind::Cancelled);
+                bench.cancel = CancelToken::default();
+            }
+            bench.n_threads = 1 + n_files % 2;
+            bench.run::<Tokenize>(&json!({})).unwrap();
+            assert_eq!(bench.items.n_done(), n_files);
+            let bytes = std::fs::read(bench.out("tokens").join("tokens.sbp")).unwrap();
+            assert!(whole.get_or_insert_with(|| bytes.clone()) == &bytes, "{n_files} files");
+
+            let n_tries = bench.items.n_tries();
+            texts[0].replace_range(0..1, "s");
+            write(&texts);
+            bench.run::<Tokenize>(&json!({})).unwrap();
+            assert_eq!(bench.items.n_tries(), n_tries + 1);
+            texts[0].replace_range(0..1, "t");
+        }
+        assert!(cuts[0] == 1 && cuts[1] > 1 && cuts[2] > 5, "{cuts:?}");
+        drop(train);
     }
 
     #[test]

@@ -23,6 +23,11 @@ impl Centroids {
         Rows { q: &self.q, scales: &self.scales, columns: self.columns, first_id: 0 }
     }
 
+    /// Rows and their scales.
+    pub(super) fn into_parts(self) -> (Vec<i8>, Vec<f32>) {
+        (self.q, self.scales)
+    }
+
     /// Finds `n` centroids of the rows that `sample` names, in `n_rounds` rounds from random rows.
     pub(super) fn find(
         pool: &Pool,

@@ -82,27 +82,69 @@ pub struct Lists {
     first_id: u32,
 }
 
-impl Lists {
+/// How values are cut into lists: what takes long to find, and little room to keep.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Cut {
+    /// Directions of the lists in int8, `[lists, columns]`.
+    pub directions: Vec<i8>,
+    /// The scale of each direction.
+    pub scales: Vec<f32>,
+    /// Numbers of the directions, so that similar ones follow each other.
+    pub order: Vec<u32>,
+    /// The place in `order` of the list of each value.
+    pub assigned: Vec<u32>,
+}
+
+impl Cut {
     /// Cuts rows, of length one or zero, into lists.
     ///
     /// # Panics
     /// When there are no rows, or a length, a value or a scale is out of its range.
-    pub fn build(pool: &Pool, rows: Rows<'_>, options: ListsOptions) -> Self {
+    pub fn find(pool: &Pool, rows: Rows<'_>, options: ListsOptions) -> Self {
         assert!(rows.n() > 0, "no values to cut into lists");
         let n = options.n_lists.clamp(1, rows.n());
         let n_sample = (n * options.sample_per_list.max(1)).min(rows.n());
         let sample = sample(rows.n(), n_sample, options.seed);
         let centroids = Centroids::find(pool, rows, &sample, n, options.n_rounds, options.seed);
         let order = chain(pool, centroids.rows());
-        let slots = order.clone();
-        let directions = Values::pack_slots(pool, centroids.rows(), slots);
+        let directions = Values::pack_slots(pool, centroids.rows(), order.clone());
         // `directions` carries the centroids' numbers as ids; places in the chain are wanted.
-        let mut place = vec![0_u32; n];
-        order.iter().enumerate().for_each(|(at, &c)| place[c as usize] = at as u32);
-        let mut assigned = kmeans::nearest(pool, rows, &directions);
-        for list in &mut assigned {
-            *list = place[*list as usize];
-        }
+        let place = places(&order);
+        let nearest = kmeans::nearest(pool, rows, &directions);
+        let assigned = nearest.into_iter().map(|c| place[c as usize]).collect();
+        let (directions, scales) = centroids.into_parts();
+        Self { directions, scales, order, assigned }
+    }
+}
+
+/// The place of each number in an order of all of them.
+fn places(order: &[u32]) -> Vec<u32> {
+    let mut places = vec![0_u32; order.len()];
+    order.iter().enumerate().for_each(|(at, &number)| places[number as usize] = at as u32);
+    places
+}
+
+impl Lists {
+    /// Cuts rows, of length one or zero, into lists.
+    ///
+    /// # Panics
+    /// As [`Cut::find`].
+    pub fn build(pool: &Pool, rows: Rows<'_>, options: ListsOptions) -> Self {
+        Self::new(pool, rows, &Cut::find(pool, rows, options))
+    }
+
+    /// Puts the rows that were cut into their lists.
+    ///
+    /// # Panics
+    /// When the cut is not of these rows, or a length, a value or a scale is out of its range.
+    pub fn new(pool: &Pool, rows: Rows<'_>, cut: &Cut) -> Self {
+        let n = cut.order.len();
+        assert_eq!(cut.assigned.len(), rows.n(), "a list for each row");
+        assert!(cut.assigned.iter().all(|&list| (list as usize) < n), "lists are numbered");
+        let centroids =
+            Rows { q: &cut.directions, scales: &cut.scales, columns: rows.columns, first_id: 0 };
+        let directions = Values::pack_slots(pool, centroids, cut.order.clone());
+        let assigned = cut.assigned.clone();
         let (mean_norms, spreads) = moments(pool, rows, &assigned, n);
         let (mut panels, mut slots) = (Vec::with_capacity(n), Vec::new());
         for members in kmeans::members(&assigned, n) {
@@ -130,10 +172,7 @@ impl Lists {
     /// # Panics
     /// When a length, a value or a scale is out of its range, or the numbers of columns differ.
     pub fn nearest(&self, pool: &Pool, queries: Rows<'_>) -> Vec<u32> {
-        let mut place = vec![0_u32; self.n_lists()];
-        for (at, id) in self.direction_ids().enumerate() {
-            place[id as usize] = at as u32;
-        }
+        let place = places(&self.direction_ids().collect::<Vec<_>>());
         let nearest = kmeans::nearest(pool, queries, &self.directions);
         nearest.into_iter().map(|c| place[c as usize]).collect()
     }

@@ -8,11 +8,8 @@ use kernels::philox::Philox;
 use kernels::{Pool, quantize};
 
 use super::{Figures, rounded, timed, vectors};
+use crate::pair::{N_FIRST, RECALL_SLACK};
 
-/// Lists that every query scans.
-const N_FIRST: usize = 8;
-/// The calibration aims higher than asked by what a sample of a thousand queries may be off.
-const RECALL_SLACK: f64 = 0.002;
 /// Values that the audit multiplies at once.
 const AUDIT_VALUES: usize = 4096;
 

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use engine::task::{Context, Failure};
+use engine::task::{Failure, ItemContext};
 use kernels::Pool;
 use kernels::philox::Philox;
 
@@ -48,7 +48,7 @@ impl<'a> Writer<'a> {
     /// What follows each prompt, up to a stop or a limit. A prompt too long loses its beginning.
     pub(super) fn write(
         &mut self,
-        ctx: &Context,
+        ctx: &ItemContext<'_>,
         prompts: Vec<Vec<u32>>,
     ) -> Result<Vec<String>, Failure> {
         let room = self.decoder.config().context - self.n_tokens_max;
@@ -77,7 +77,7 @@ impl<'a> Writer<'a> {
 }
 
 struct Answers<'a> {
-    ctx: &'a Context,
+    ctx: &'a ItemContext<'a>,
     tokenizer: &'a Tokenizer,
     requests: VecDeque<Request>,
     texts: Vec<String>,

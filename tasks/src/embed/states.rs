@@ -4,16 +4,17 @@
 //! Documents are embedded raw, without an instruction, as that model's card asks for documents; its
 //! vector is the state of the last token, which is the end of the text.
 
+use std::ops::Range;
 use std::path::Path;
-use std::time::{Duration, Instant};
 
 use engine::digest::Digest;
-use engine::task::{Context, ExternalFile, Failure, Inputs};
+use engine::task::{Context, ExternalFile, Failure, Inputs, Item, ItemContext};
 use kernels::Pool;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Params;
+use super::rows::{self, Rows, Span};
 use crate::decode::Codec;
 use crate::format::tokens::Tokens;
 use crate::lm::folder::{FolderTokenizer, check_vocabulary};
@@ -23,9 +24,8 @@ use crate::tokenizer::{BOS, EOS};
 
 /// Tokens computed together; a longer document is computed alone.
 const BATCH_TOKENS: usize = 2048;
-/// Time between checkpoints; results do not depend on it.
-const CHECKPOINT_EVERY: Duration = Duration::from_mins(1);
-const CHECKPOINT_FILE: &str = "rows";
+/// Tokens of a run of documents, which is embedded, or lost by a kill, together.
+const SPAN_TOKENS: usize = 1 << 16;
 
 /// Which states of a document become its vector.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -36,14 +36,6 @@ pub enum Pooling {
     Last,
     /// The mean over all tokens.
     Mean,
-}
-
-/// The vectors of all documents.
-pub(super) struct Rows {
-    pub(super) values: Vec<f32>,
-    pub(super) dim: usize,
-    /// Documents that were longer than the limit and lost tokens before their end.
-    pub(super) n_cut: u64,
 }
 
 /// The files of an embedding model below `path` that decide its vectors.
@@ -59,14 +51,38 @@ pub(super) fn external(path: &str) -> Vec<String> {
 /// Embeds every document.
 pub(super) fn rows(
     ctx: &Context,
-    pool: &Pool,
     params: &Params,
     inputs: &Inputs,
     documents: &Tokens,
 ) -> Result<Rows, Failure> {
     let source = Source::open(ctx, params, inputs, documents)?;
     let embedder = Embedder::new(&source.weights, params)?;
-    embedder.embed(ctx, pool, documents, &source)
+    let made_of = (source.digest(ctx, inputs, documents), params.pooling, embedder.limits());
+    let item = |span: Span| {
+        let (name, weight) = (span.name(), span.weight());
+        Item::new(name, &(&made_of, span.digest), span).weight(weight)
+    };
+    let items = rows::spans(documents, SPAN_TOKENS).into_iter().map(item).collect();
+    let begin = |n_threads| {
+        let n_tokens = BATCH_TOKENS.max(embedder.n_tokens_max);
+        Ok((Pool::new(n_threads), Forward::new(source.weights.config(), n_tokens)))
+    };
+    let results = ctx.stage("states", "documents").alone().last().each_with(
+        items,
+        begin,
+        |(pool, forward), span, item| {
+            let (rows, n_cut) = embedder.embed(pool, forward, documents, &source, (span, item))?;
+            rows::leave(item.dir(), &rows)?;
+            Ok(n_cut)
+        },
+    )?;
+    let (mut dirs, mut n_cut) = (Vec::new(), 0);
+    for result in results {
+        let result = result?;
+        n_cut += result.value;
+        dirs.push(result.dir);
+    }
+    Ok(Rows { source: rows::Source::Parts(dirs), dim: embedder.dim, n_cut })
 }
 
 /// A model, and how documents become its ids.
@@ -123,6 +139,17 @@ impl Source {
         Ok(Self { weights, spelling: Spelling::Own })
     }
 
+    /// The content of whatever decides vectors, apart from the documents and params.
+    fn digest(&self, ctx: &Context, inputs: &Inputs, documents: &Tokens) -> Vec<Digest> {
+        match &self.spelling {
+            Spelling::Own => inputs.many("model").iter().map(|model| model.digest).collect(),
+            Spelling::Foreign { .. } => {
+                let files = ctx.external().iter().map(|file| file.digest);
+                files.chain([documents.tokenizer()]).collect()
+            }
+        }
+    }
+
     /// The ids of document `i`, its end included.
     fn ids(&self, documents: &Tokens, i: usize) -> Result<Vec<u32>, Failure> {
         match &self.spelling {
@@ -132,7 +159,7 @@ impl Source {
     }
 }
 
-/// The folder of the external files, whose content must still be what the key was made from.
+/// The folder of the external files. The engine notices when their content changes meanwhile.
 fn external_folder<'a>(files: &'a [ExternalFile], params: &Params) -> Result<&'a Path, Failure> {
     let folder = files
         .iter()
@@ -142,15 +169,6 @@ fn external_folder<'a>(files: &'a [ExternalFile], params: &Params) -> Result<&'a
         return Err(Failure::permanent(format!("`{path}` has no `config.json`"))
             .help("`path` is the folder of a Hugging Face model"));
     };
-    for file in files {
-        let path = file.path.display();
-        let (digest, _) = Digest::of_file(&file.path)
-            .map_err(|error| Failure::io(format!("cannot read `{path}`"), &error))?;
-        if digest != file.digest {
-            return Err(Failure::permanent(format!("`{path}` changed after the run was planned"))
-                .help("run the same command again"));
-        }
-    }
     Ok(folder)
 }
 
@@ -185,38 +203,37 @@ impl<'a> Embedder<'a> {
         Ok(Self { weights, pooling: params.pooling, n_blocks, dim, n_tokens_max })
     }
 
+    /// What of the params decides vectors.
+    fn limits(&self) -> [usize; 3] {
+        [self.n_blocks, self.dim, self.n_tokens_max]
+    }
+
+    /// The rows of a run of documents, and how many were longer than the limit.
     fn embed(
         &self,
-        ctx: &Context,
         pool: &Pool,
+        forward: &mut Forward,
         documents: &Tokens,
         source: &Source,
-    ) -> Result<Rows, Failure> {
-        let n = documents.n_documents();
-        let mut done = Rows { values: Vec::new(), dim: self.dim, n_cut: 0 };
-        let first = restore(ctx, &mut done)?;
-        let mut forward = Forward::new(self.weights.config(), BATCH_TOKENS.max(self.n_tokens_max));
-        let (mut batch, mut n_tokens, mut saved_at) = (Vec::new(), 0, Instant::now());
-        for i in first..=n {
-            let mut ids = if i < n { source.ids(documents, i)? } else { Vec::new() };
-            let is_cut = self.cut(&mut ids);
-            let is_full = i == n || n_tokens + ids.len() > BATCH_TOKENS;
+        (span, item): (&Span, &ItemContext<'_>),
+    ) -> Result<(Vec<f32>, u64), Failure> {
+        let Range { start, end } = span.documents;
+        let (mut rows, mut n_cut) = (Vec::with_capacity(span.documents.len() * self.dim), 0);
+        let (mut batch, mut n_tokens) = (Vec::new(), 0);
+        for i in start..=end {
+            let mut ids = if i < end { source.ids(documents, i)? } else { Vec::new() };
+            n_cut += u64::from(self.cut(&mut ids));
+            let is_full = i == end || n_tokens + ids.len() > BATCH_TOKENS;
             if is_full && !batch.is_empty() {
-                done.values.extend(self.batch(pool, &mut forward, &batch));
+                item.check_cancelled()?;
+                rows.extend(self.batch(pool, forward, &batch));
                 (batch, n_tokens) = (Vec::new(), 0);
-                let cancelled = ctx.check_cancelled();
-                if cancelled.is_err() || saved_at.elapsed() >= CHECKPOINT_EVERY {
-                    save(ctx, &done)?;
-                    saved_at = Instant::now();
-                }
-                cancelled?;
-                ctx.progress(i as u64, n as u64, "documents");
+                item.progress((i - start) as u64);
             }
-            done.n_cut += u64::from(is_cut);
             n_tokens += ids.len();
             batch.push(ids);
         }
-        Ok(done)
+        Ok((rows, n_cut))
     }
 
     /// Shortens a document to the limit and keeps its end; whether it was longer.
@@ -270,36 +287,6 @@ impl<'a> Embedder<'a> {
         }
         rows
     }
-}
-
-/// Takes the newest checkpoint's rows; gives the next document.
-fn restore(ctx: &Context, done: &mut Rows) -> Result<usize, Failure> {
-    let Some(checkpoint) = ctx.latest_checkpoint()? else { return Ok(0) };
-    let bytes = std::fs::read(checkpoint.dir.join(CHECKPOINT_FILE))?;
-    let (head, bytes) = bytes.split_at(bytes.len().min(8));
-    let (words, rest) = bytes.as_chunks::<4>();
-    let n = checkpoint.step as usize;
-    let head: Option<[u8; 8]> = head.try_into().ok();
-    let (Some(head), true) = (head, rest.is_empty() && words.len() == n * done.dim) else {
-        return Err(Failure::permanent(format!(
-            "the checkpoint has {} bytes for {n} documents",
-            bytes.len()
-        )));
-    };
-    done.n_cut = u64::from_le_bytes(head);
-    done.values = words.iter().map(|word| f32::from_le_bytes(*word)).collect();
-    ctx.info(format!("resumes after {n} documents"));
-    Ok(n)
-}
-
-fn save(ctx: &Context, done: &Rows) -> Result<(), Failure> {
-    let n = (done.values.len() / done.dim) as u64;
-    if n == 0 || ctx.latest_checkpoint()?.is_some_and(|checkpoint| checkpoint.step >= n) {
-        return Ok(());
-    }
-    let words = done.values.iter().flat_map(|x| x.to_le_bytes());
-    let bytes: Vec<u8> = done.n_cut.to_le_bytes().into_iter().chain(words).collect();
-    Ok(ctx.save_checkpoint(n, |dir| std::fs::write(dir.join(CHECKPOINT_FILE), bytes))?)
 }
 
 #[cfg(test)]

@@ -6,10 +6,13 @@ use engine::digest::Digest;
 use engine::task::testbed::Bench;
 use serde_json::json;
 
+use kernels::philox::Philox;
+
 use super::*;
-use crate::format::tokens::TokensWriter;
+use crate::format::tokens::{Tokens, TokensWriter};
 use crate::format::vectors::Vectors;
-use crate::lm::{config::Config, weights::Weights};
+use crate::lm::{config::Config, hf, weights::Weights};
+use crate::tfidf::{self, Counts, Frequencies};
 
 const VOCAB: u32 = 40;
 
@@ -111,19 +114,65 @@ fn projection_keeps_inner_products() {
     }
 }
 
+/// Each backend over several runs of documents: threads, and where it was stopped, change nothing.
 #[test]
-fn threads_do_not_matter() {
+fn runs_and_stops_do_not_matter() {
     let dir = tempfile::tempdir().unwrap();
-    let tokens = dir.path().join("tokens");
-    write_tokens(&tokens, &documents(), Digest::of(b"tokenizer"));
-    let run = |n_threads| {
-        let mut bench = Bench::new(&dir.path().join(format!("{n_threads}")));
-        bench = bench.input("documents", &tokens);
-        bench.n_threads = n_threads;
-        bench.run::<Embed>(&json!({ "terms": "tokens", "dim": 64 })).unwrap();
-        std::fs::read(bench.out("vectors").join(vectors::FILE)).unwrap()
-    };
-    assert_eq!(run(1), run(3));
+    let [tokens, model] = ["tokens", "model"].map(|name| dir.path().join(name));
+    // As many documents as fill runs of every backend.
+    let documents: Vec<Vec<u32>> = documents().into_iter().cycle().take(9_000).collect();
+    write_tokens(&tokens, &documents, Digest::of(b"tokenizer"));
+    write_model(&model);
+    for (backend, n_stages) in [("tfidf", 2), ("model", 2), ("states", 1)] {
+        let params = json!({ "backend": backend, "terms": "tokens", "dim": 8 });
+        let bench = |name: &str, n_threads: usize| {
+            let bench = Bench::new(&dir.path().join(format!("{backend} {name}")));
+            let bench = bench.input("documents", &tokens).input("model", &model);
+            Bench { n_threads, ..bench }
+        };
+        let bytes =
+            |bench: &Bench| std::fs::read(bench.out("vectors").join(vectors::FILE)).unwrap();
+        let whole = bench("whole", 1);
+        whole.run::<Embed>(&params).unwrap();
+        let n_items = whole.items.n_done();
+        assert!(n_items >= 2 * n_stages, "{backend}: {n_items} items");
+        let other = bench("other", 3);
+        other.run::<Embed>(&params).unwrap();
+        assert!(bytes(&other) == bytes(&whole), "{backend}");
+        let mut stopped = bench("stopped", 2);
+        for n_before in 1..n_items {
+            stopped.cancel = engine::task::CancelToken::default();
+            stopped.stop_after(n_before);
+            // An item may end after the last look at the token.
+            let _ = stopped.run::<Embed>(&params);
+            assert!(stopped.items.n_done() >= n_before);
+        }
+        stopped.cancel = engine::task::CancelToken::default();
+        stopped.run::<Embed>(&params).unwrap();
+        assert!(bytes(&stopped) == bytes(&whole), "{backend}");
+    }
+}
+
+/// A run of documents that an edit left alone is not embedded again.
+#[test]
+fn an_edit_embeds_its_own_run_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let [tokens, model] = ["tokens", "model"].map(|name| dir.path().join(name));
+    let mut documents: Vec<Vec<u32>> = documents().into_iter().cycle().take(2 * 9_000).collect();
+    write_tokens(&tokens, &documents, Digest::of(b"tokenizer"));
+    write_model(&model);
+    let bench = Bench::new(dir.path()).input("documents", &tokens).input("model", &model);
+    let params = json!({ "backend": "states", "dim": 4 });
+    bench.run::<Embed>(&params).unwrap();
+    let n_items = bench.items.n_done() as u64;
+    assert!(n_items > 2 && bench.items.n_tries() == n_items);
+    let last = documents.len() - 1;
+    documents[last][0] ^= 1;
+    write_tokens(&tokens, &documents, Digest::of(b"tokenizer"));
+    std::fs::remove_dir_all(dir.path().join("out")).unwrap();
+    bench.run::<Embed>(&params).unwrap();
+    assert_eq!(bench.items.n_tries(), n_items + 1);
+    assert_eq!(Tokens::open(&tokens).unwrap().n_documents(), documents.len());
 }
 
 #[test]

@@ -1,5 +1,8 @@
 //! Cuts documents into windows of the context and packs windows into batches.
 
+use std::ops::Range;
+
+use engine::digest::Digest;
 use kernels::cross_entropy::IGNORE;
 
 use crate::format::tokens::Tokens;
@@ -68,14 +71,22 @@ impl Batches {
         &self.windows[self.bounds[i]..self.bounds[i + 1]]
     }
 
+    /// Everything that the scores of some batches depend on, the model apart.
+    pub(super) fn digest(&self, documents: &Tokens, batches: Range<usize>) -> Digest {
+        let (mut buffers, mut bytes) = (Buffers::default(), Vec::new());
+        for batch in batches {
+            buffers.fill(documents, self.get(batch));
+            for column in [&buffers.ids, &buffers.starts, &buffers.targets] {
+                bytes.extend((column.len() as u64).to_le_bytes());
+                bytes.extend(column.iter().flat_map(|x| x.to_le_bytes()));
+            }
+        }
+        Digest::of(&bytes)
+    }
+
     /// Tokens of the batches before batch `i`.
     pub(super) fn tokens_before(&self, i: usize) -> u64 {
         self.tokens[i]
-    }
-
-    /// Tokens of all batches.
-    pub(super) fn n_tokens(&self) -> u64 {
-        self.tokens[self.len()]
     }
 }
 

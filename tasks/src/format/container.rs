@@ -311,8 +311,16 @@ impl<T: Element> Column<T> {
     /// # Errors
     /// When writing fails.
     pub fn push(&mut self, value: T) -> io::Result<()> {
-        self.n_elements += 1;
-        self.file.write_all(as_bytes(&[value]))
+        self.extend(&[value])
+    }
+
+    /// Appends some numbers.
+    ///
+    /// # Errors
+    /// When writing fails.
+    pub fn extend(&mut self, values: &[T]) -> io::Result<()> {
+        self.n_elements += values.len() as u64;
+        self.file.write_all(as_bytes(values))
     }
 }
 

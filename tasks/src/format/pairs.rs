@@ -7,6 +7,7 @@
 use std::path::Path;
 
 use engine::digest::Digest;
+use engine::task::Failure;
 use serde::{Deserialize, Serialize};
 
 use super::Error;
@@ -127,15 +128,15 @@ impl Pairs {
     ///
     /// # Errors
     /// As [`Self::open`], and when they refer to other documents.
-    pub fn open_for(dir: &Path, tokens: &Tokens) -> Result<Self, Error> {
+    pub fn open_for(dir: &Path, tokens: &Tokens) -> Result<Self, Failure> {
         let pairs = Self::open(dir)?;
         let documents = Documents::of_tokens(tokens);
         if pairs.documents != documents {
-            let what = format!(
-                "it pairs {} documents, but other documents ({}) are connected",
+            return Err(Failure::permanent(format!(
+                "the pairs are of {} documents, and other documents ({}) are connected",
                 pairs.documents.n, documents.n
-            );
-            return Err(Error::damaged(pairs.container.path(), what));
+            ))
+            .help("connect the `tokens` that were embedded for these pairs"));
         }
         Ok(pairs)
     }

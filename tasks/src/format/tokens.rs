@@ -4,6 +4,7 @@
 //! without special tokens), `offsets` (u64, one more than documents), `document_ids` (u64),
 //! `text_bytes` (u32, UTF-8 length of the text).
 
+use std::ops::Range;
 use std::path::Path;
 
 use engine::digest::Digest;
@@ -202,6 +203,23 @@ impl Tokens {
         ids
     }
 
+    /// What some neighbouring documents say: their ids, one document after the other.
+    ///
+    /// # Panics
+    /// When there are fewer documents.
+    pub fn digest(&self, documents: Range<usize>) -> Digest {
+        let (mut hasher, mut ids, mut bytes) = (blake3::Hasher::new(), Vec::new(), Vec::new());
+        for document in documents {
+            ids.clear();
+            bytes.clear();
+            self.view(document).copy_to(&mut ids);
+            bytes.extend((ids.len() as u64).to_le_bytes());
+            bytes.extend(ids.iter().flat_map(|id| id.to_le_bytes()));
+            hasher.update(&bytes);
+        }
+        Digest::from(hasher.finalize())
+    }
+
     /// How many tokens document `document` has, without special tokens.
     ///
     /// # Panics
@@ -290,6 +308,24 @@ impl TokensWriter {
             .and_then(|()| self.document_ids.push(document_id))
             .and_then(|()| self.text_bytes.push(text_bytes))
             .map_err(|error| Error::io("write", self.writer.path(), error))
+    }
+
+    /// Appends the documents of an artifact made with the same tokenizer.
+    ///
+    /// # Errors
+    /// When writing fails.
+    ///
+    /// # Panics
+    /// When the tokenizers differ.
+    pub fn append(&mut self, tokens: &Tokens) -> Result<(), Error> {
+        assert_eq!(tokens.metadata.tokenizer, self.metadata.tokenizer, "one tokenizer");
+        let mut ids = Vec::new();
+        for document in 0..tokens.n_documents() {
+            ids.clear();
+            tokens.view(document).copy_to(&mut ids);
+            self.push(tokens.document_id(document), tokens.text_bytes(document), &ids)?;
+        }
+        Ok(())
     }
 
     /// Tokens written so far.

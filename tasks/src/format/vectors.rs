@@ -8,7 +8,7 @@ use std::path::Path;
 use kernels::{Pool, quantize};
 
 use super::Error;
-use super::container::{Container, Writer};
+use super::container::{Column, Container, Writer};
 
 /// The file in the artifact's folder.
 pub const FILE: &str = "vectors.sbp";
@@ -39,7 +39,7 @@ impl Vectors {
     /// Opens the `vectors` artifact in `dir` and verifies it.
     ///
     /// # Errors
-    /// When the file cannot be read or is not as [`write()`] leaves it.
+    /// When the file cannot be read or is not as a [`VectorsWriter`] leaves it.
     pub fn open(dir: &Path) -> Result<Self, Error> {
         let container = Container::open(&dir.join(FILE), KIND, VERSION)?;
         let metadata: Metadata = container.metadata()?;
@@ -114,6 +114,72 @@ fn is_unit_or_zero(row: &[f32]) -> bool {
     (square - 1.0).abs() <= 2.0 * UNIT_TOLERANCE || row.iter().all(|&x| x == 0.0)
 }
 
+/// Writes a `vectors` artifact as a stream of rows.
+pub struct VectorsWriter {
+    writer: Writer,
+    metadata: Metadata,
+    quantized: Column<i8>,
+    scales: Column<f32>,
+    n_left: usize,
+}
+
+impl VectorsWriter {
+    /// Starts `dir`'s file for one row of `dim` components a document, made by `backend`.
+    ///
+    /// # Errors
+    /// When the file cannot be created.
+    pub fn create(
+        dir: &Path,
+        document_ids: &[u64],
+        dim: usize,
+        backend: &str,
+    ) -> Result<Self, Error> {
+        let mut writer = Writer::create(&dir.join(FILE), KIND, VERSION)?;
+        writer.section("document_ids", document_ids)?;
+        writer.begin::<f32>("rows")?;
+        Ok(Self {
+            writer,
+            metadata: Metadata { dim: dim as u32, backend: backend.to_owned() },
+            quantized: Column::new(dir)?,
+            scales: Column::new(dir)?,
+            n_left: document_ids.len(),
+        })
+    }
+
+    /// Appends rows, `[n, dim]`.
+    ///
+    /// # Errors
+    /// When writing fails.
+    ///
+    /// # Panics
+    /// When there are more rows than documents, or one is neither of unit length nor zero.
+    pub fn push(&mut self, pool: &Pool, rows: &[f32]) -> Result<(), Error> {
+        let dim = self.metadata.dim as usize;
+        assert!(rows.chunks_exact(dim).all(is_unit_or_zero), "rows have unit length");
+        let n = rows.len() / dim;
+        self.n_left = self.n_left.checked_sub(n).expect("one row a document");
+        let (mut quantized, mut scales) = (vec![0; rows.len()], vec![0.0; n]);
+        quantize::rows(pool, rows, dim, &mut quantized, &mut scales);
+        self.writer.extend(rows)?;
+        let aside = self.quantized.extend(&quantized).and_then(|()| self.scales.extend(&scales));
+        aside.map_err(|error| Error::io("write", self.writer.path(), error))
+    }
+
+    /// Writes what is left and makes the file durable.
+    ///
+    /// # Errors
+    /// When writing fails.
+    ///
+    /// # Panics
+    /// When a document has no row.
+    pub fn finish(mut self) -> Result<(), Error> {
+        assert_eq!(self.n_left, 0, "one row a document");
+        self.writer.column("quantized", self.quantized)?;
+        self.writer.column("scales", self.scales)?;
+        self.writer.finish(&self.metadata)
+    }
+}
+
 /// Writes `rows`, `[documents, dim]`, and their int8 form into `dir`.
 ///
 /// # Errors
@@ -129,17 +195,9 @@ pub fn write(
     dim: usize,
     backend: &str,
 ) -> Result<(), Error> {
-    assert_eq!(rows.len(), document_ids.len() * dim, "one row a document");
-    assert!(rows.chunks_exact(dim).all(is_unit_or_zero), "rows have unit length");
-    let mut quantized = vec![0; rows.len()];
-    let mut scales = vec![0.0; document_ids.len()];
-    quantize::rows(pool, rows, dim, &mut quantized, &mut scales);
-    let mut writer = Writer::create(&dir.join(FILE), KIND, VERSION)?;
-    writer.section("document_ids", document_ids)?;
-    writer.section("rows", rows)?;
-    writer.section("quantized", &quantized)?;
-    writer.section("scales", &scales)?;
-    writer.finish(&Metadata { dim: dim as u32, backend: backend.to_owned() })
+    let mut writer = VectorsWriter::create(dir, document_ids, dim, backend)?;
+    writer.push(pool, rows)?;
+    writer.finish()
 }
 
 #[cfg(test)]

@@ -68,7 +68,8 @@ pub struct Completion {
 
 /// Gives requests and takes texts.
 pub trait Driver {
-    /// The next request; nothing when there is none, now and later.
+    /// The next request, if there is one now. Asked again before each step; generation ends when there
+    /// is none and no text is under way.
     fn next(&mut self) -> Option<Request>;
 
     /// Whether a text is complete with these ids, though its end was not generated.

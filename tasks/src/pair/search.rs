@@ -1,36 +1,50 @@
-//! Nearest neighbours of all documents, one shard of values after the other.
+//! Nearest neighbours of all documents, tile by tile.
+//!
+//! The paper shards keys and values apart from each other, and gives every key shard a copy of each
+//! value shard's searcher (its Figure 4, the "salted" copies). So here: a tile is a run of documents
+//! whose neighbours are looked for, the keys, times a shard of documents that can be neighbours, the
+//! values. It is an item. For method `ivf` the lists of each shard of values are an item too; they
+//! are kept in files, and whoever takes a tile makes a copy of its own of them. What tiles found is
+//! merged by a total order, so that neither their number nor who did which changes anything.
 
 use std::ops::Range;
-use std::time::{Duration, Instant};
+use std::path::PathBuf;
 
-use engine::task::{Context, Failure};
+use engine::digest::Digest;
+use engine::task::{Context, Failure, Item};
 use kernels::Pool;
 use kernels::int8_search::{
-    self, Hit, Lists, ListsOptions, Own, Reach, Rescore, Rows, Search, Values, best_first,
+    self, Cut, Hit, Lists, ListsOptions, Own, Reach, Rescore, Rows, Search, Values, best_first,
 };
 use kernels::philox::Philox;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-use super::Params;
-use crate::format::pairs::{self, Documents, Pair, Pairs};
+use super::choose::Chooser;
+use super::parts::{leave_hits, leave_lists, read_cut, read_hits, read_reach};
+use super::rows::{Gathered, digest_of_rows, quantization_error};
+use super::{Method, Params};
+use crate::format::pairs::Pair;
 use crate::format::vectors::Vectors;
 
-/// Beside the pairs: how the search through lists did.
-pub(super) const AUDIT_FILE: &str = "audit.json";
-
+/// Documents that are looked at, and known by a digest, together. Few where tests cut.
+const STRETCH: usize = if cfg!(test) { 64 } else { 1 << 14 };
+/// Keys of a tile of the exact search: a minute's work against a million values on two cores.
+const KEYS_EXACT: usize = STRETCH;
+/// Keys that go through lists together: enough that those of a block have lists in common.
+const KEYS_LISTS: usize = 8 * STRETCH;
 /// Multiply-adds of the exact search between two looks at the cancel token: below a second on one
 /// thread of any path.
 const STRIDE_MACS: usize = 8 << 30;
 /// Queries of a search call, a multiple of the kernel's work item.
 const STRIDE_QUERIES: usize = 256;
-/// Queries that go through lists together: enough that those of a block have lists in common.
-const LISTS_QUERIES: usize = 1 << 17;
-const CHECKPOINT_EVERY: Duration = Duration::from_secs(15);
 /// Lists that every query scans.
-const N_FIRST: usize = 8;
+pub(crate) const N_FIRST: usize = 8;
 /// The calibration aims higher than asked by what a sample of a thousand documents may be off: two
 /// standard errors of a recall that varies by 0.05 from document to document.
-const RECALL_SLACK: f64 = 0.003;
+pub(crate) const RECALL_SLACK: f64 = 0.003;
+
+/// Beside the pairs: how the search through lists did.
+pub(super) const AUDIT_FILE: &str = "audit.json";
 
 /// How the search through lists did.
 #[derive(Clone, Debug, Serialize)]
@@ -56,152 +70,131 @@ pub(super) struct Shard {
     pub(super) reach: f32,
 }
 
-/// For each document the `k` best others at or above the threshold.
-pub(super) fn exact(
+/// What the pairs are made of: for each document the `k` best others at or above the threshold, as
+/// far as the method finds them.
+pub(super) fn nearest(
     ctx: &Context,
     params: &Params,
-    vectors: &Vectors,
-    documents: Documents,
-) -> Result<Vec<Pair>, Failure> {
-    let mut job = Job::new(ctx, params, vectors, documents)?;
-    for shard in job.shards() {
-        let Some(mut next) = job.start_of(&shard) else { continue };
-        let values = Values::pack(&job.pool, job.rows(shard.clone()));
-        let stride = STRIDE_MACS / (shard.len() * vectors.dim());
-        let stride = stride.max(1).next_multiple_of(STRIDE_QUERIES);
-        while next < job.n {
-            ctx.check_cancelled()?;
-            let end = (next + stride).min(job.n);
-            let queries = job.rows(next..end);
-            let rescore = job.rescore(next..end, &shard);
-            let hits =
-                int8_search::search_rescored(&job.pool, queries, &values, job.search, rescore);
-            next = job.merge(next, hits, &shard)?;
-        }
+    (vectors, digest): (&Vectors, Digest),
+) -> Result<(Vec<Pair>, Option<Audit>), Failure> {
+    let job = Job::new(ctx, params, vectors, digest)?;
+    if params.method != Method::Ivf {
+        let tiles = job.exact(ctx)?;
+        let (pairs, _) = job.merge(ctx, KEYS_EXACT, &tiles, &[])?;
+        return Ok((pairs, None));
     }
-    Ok(job.finish())
-}
-
-/// [`exact`], but through lists, and what an audit found.
-pub(super) fn through_lists(
-    ctx: &Context,
-    params: &Params,
-    vectors: &Vectors,
-    documents: Documents,
-) -> Result<(Vec<Pair>, Audit), Failure> {
-    let mut job = Job::new(ctx, params, vectors, documents)?;
-    let mut shards = Vec::new();
-    for shard in job.shards() {
-        let start = job.start_of(&shard);
-        let rows = job.rows(shard.clone());
-        let options = ListsOptions { seed: params.seed, ..ListsOptions::for_values(shard.len()) };
-        let lists = Lists::build(&job.pool, rows, options);
-        ctx.check_cancelled()?;
-        let reach = job.calibrate(&lists);
-        shards.push(Shard {
-            documents: shard.len(),
-            lists: lists.n_lists(),
-            lists_always_scanned: reach.n_first,
-            reach: reach.reach,
-        });
-        let mut next = start.unwrap_or(job.n);
-        while next < job.n {
-            ctx.check_cancelled()?;
-            let end = (next + LISTS_QUERIES).min(job.n);
-            let queries = job.rows(next..end);
-            let rescore = job.rescore(next..end, &shard);
-            let nearest = lists.nearest(&job.pool, queries);
-            let cancel = ctx.cancel_token();
-            let hits = lists.search(
-                &job.pool,
-                (queries, &nearest),
-                reach,
-                (job.search, Some(rescore)),
-                &|| !cancel.is_cancelled(),
-            );
-            ctx.check_cancelled()?;
-            next = job.merge(next, hits, &shard)?;
-        }
-    }
-    let audit = job.audit(shards)?;
+    let (calibrates, audits) = job.sample();
+    let lists = job.lists(ctx, &calibrates)?;
+    let tiles = job.through_lists(ctx, &lists)?;
+    let exact = job.exact_of(ctx, &audits)?;
+    let (pairs, found) = job.merge(ctx, KEYS_LISTS, &tiles, &audits)?;
+    let audit = job.audit(&lists, &audits, exact, &found);
     if audit.recall < params.recall {
-        ctx.info(format!(
-            "the audit found {:.4} of the neighbours, less than `recall: {}`",
+        ctx.warn(format!(
+            "the audit found {:.4} of the neighbours, less than `recall: {}`; a higher `recall` or \
+             `method: exact` finds more",
             audit.recall, params.recall
         ));
     }
-    Ok((job.finish(), audit))
+    Ok((pairs, Some(audit)))
 }
 
-/// The search of all shards, and what it has found.
+/// A key run times a shard of values.
+#[derive(Clone)]
+struct Tile {
+    keys: Range<usize>,
+    values: Range<usize>,
+}
+
+/// The lists of a shard as an item left them.
+struct ShardLists {
+    values: Range<usize>,
+    dir: PathBuf,
+    n_lists: usize,
+    reach: Reach,
+}
+
+/// The search, before any tile.
 struct Job<'a> {
-    ctx: &'a Context,
     params: &'a Params,
     vectors: &'a Vectors,
-    documents: Documents,
-    pool: Pool,
     n: usize,
     floor: f32,
-    search: Search,
-    /// Of each document the best hits in the shards so far.
-    best: Vec<Vec<Hit>>,
-    /// Queries times shards that are done.
-    n_done: u64,
-    saved_at: Instant,
+    stretches: Vec<Stretch>,
+}
+
+/// What is known of a stretch of documents.
+#[derive(Serialize, Deserialize)]
+struct Stretch {
+    /// Of their rows.
+    digest: Digest,
+    /// The largest distance of a row from its int8 form, as bits.
+    worst: u32,
 }
 
 impl<'a> Job<'a> {
-    /// A job that goes on where the latest checkpoint was taken.
+    /// Looks at all rows.
     fn new(
-        ctx: &'a Context,
+        ctx: &Context,
         params: &'a Params,
         vectors: &'a Vectors,
-        documents: Documents,
+        digest: Digest,
     ) -> Result<Self, Failure> {
         let n = vectors.n_documents();
-        let floor = params.threshold.unwrap_or(-1.0);
-        let all = Search { k: params.k, min_score: floor, own: Own::Exclude };
-        let mut job = Self {
-            ctx,
-            params,
-            vectors,
-            documents,
-            pool: Pool::new(ctx.n_threads()),
-            n,
-            floor,
-            search: all,
-            best: vec![Vec::new(); n],
-            n_done: 0,
-            saved_at: Instant::now(),
+        let item = |documents: Range<usize>| {
+            let weight = documents.len() as u64;
+            Item::new(name(&documents), &(digest, documents.clone()), documents).weight(weight)
         };
-        let margin = quantization_margin(&job.pool, vectors);
-        job.search = job.rescore(0..n, &(0..n)).candidates(all, margin);
-        if let Some(checkpoint) = ctx.latest_checkpoint()? {
-            let saved = Pairs::open(&checkpoint.dir)?;
-            if saved.documents() == documents {
-                for pair in saved.iter() {
-                    let hit = Hit { id: pair.target, score: pair.score };
-                    job.best[pair.seed as usize].push(hit);
-                }
-                job.n_done = checkpoint.step;
-            }
-        }
-        Ok(job)
+        let items = cut(n, STRETCH).map(item).collect();
+        let stretches = ctx
+            .items("measure", "documents", items, |documents, _| {
+                let worst = quantization_error(vectors, documents).to_bits();
+                Ok(Stretch { digest: digest_of_rows(vectors, documents), worst })
+            })?
+            .map(|result| Ok(result?.value))
+            .collect::<Result<_, Failure>>()?;
+        let floor = params.threshold.unwrap_or(-1.0);
+        Ok(Self { params, vectors, n, floor, stretches })
     }
 
-    fn shards(&self) -> Vec<Range<usize>> {
-        let size = self.params.shard_documents.min(self.n);
-        (0..self.n).step_by(size).map(|from| from..(from + size).min(self.n)).collect()
+    fn shards(&self) -> impl Iterator<Item = Range<usize>> {
+        cut(self.n, self.params.shard_documents)
     }
 
-    /// The first query that has not met a shard; `None` when all have.
-    fn start_of(&self, shard: &Range<usize>) -> Option<usize> {
-        let index = shard.start / self.params.shard_documents.min(self.n);
-        let done = self.n_done.saturating_sub((index * self.n) as u64) as usize;
-        (done < self.n).then_some(done)
+    fn stretches(&self, documents: &Range<usize>) -> &[Stretch] {
+        &self.stretches[documents.start / STRETCH..documents.end.div_ceil(STRETCH)]
     }
 
-    fn rows(&self, range: Range<usize>) -> Rows<'a> {
+    /// What hits depend on besides params, for rows of some documents.
+    fn made_of(&self, documents: &Range<usize>) -> (Range<usize>, Vec<Digest>) {
+        let digests = self.stretches(documents).iter().map(|stretch| stretch.digest).collect();
+        (documents.clone(), digests)
+    }
+
+    /// An upper bound of what quantization changes in an inner product of a key and a value.
+    ///
+    /// For unit rows u, v and their int8 forms u', v': |uv - u'v'| <= |u - u'| + |v - v'| + |u - u'||v - v'|.
+    fn margin(&self, tile: &Tile) -> f32 {
+        let worst = |documents: &Range<usize>| {
+            let worst = self.stretches(documents).iter().map(|s| f32::from_bits(s.worst));
+            worst.fold(0.0_f32, f32::max)
+        };
+        let (keys, values) = (worst(&tile.keys), worst(&tile.values));
+        keys + values + keys * values + 1e-6
+    }
+
+    /// The search for candidates of a tile.
+    fn search(&self, tile: &Tile) -> Search {
+        let all = Search { k: self.params.k, min_score: self.floor, own: Own::Exclude };
+        self.rescore(tile).candidates(all, self.margin(tile))
+    }
+
+    /// That of every tile of the search through lists, where it decides how far queries look.
+    fn search_everywhere(&self) -> Search {
+        self.search(&Tile { keys: 0..self.n, values: 0..self.n })
+    }
+
+    fn rows(&self, range: &Range<usize>) -> Rows<'a> {
         let dim = self.vectors.dim();
         Rows {
             q: &self.vectors.quantized()[range.start * dim..range.end * dim],
@@ -211,66 +204,179 @@ impl<'a> Job<'a> {
         }
     }
 
-    fn rescore(&self, queries: Range<usize>, values: &Range<usize>) -> Rescore<'a> {
+    fn rescore(&self, tile: &Tile) -> Rescore<'a> {
         let dim = self.vectors.dim();
         let rows = |range: &Range<usize>| &self.vectors.rows()[range.start * dim..range.end * dim];
         Rescore {
-            queries: rows(&queries),
-            values: rows(values),
-            first_value_id: values.start as u32,
+            queries: rows(&tile.keys),
+            values: rows(&tile.values),
+            first_value_id: tile.values.start as u32,
             columns: dim,
             k: self.params.k,
             min_score: self.floor,
         }
     }
 
-    /// Adds hits of the queries from `first`; returns the next query.
-    fn merge(
-        &mut self,
-        first: usize,
-        hits: Vec<Vec<Hit>>,
-        shard: &Range<usize>,
-    ) -> Result<usize, Failure> {
-        let next = first + hits.len();
-        for (best, hits) in self.best[first..next].iter_mut().zip(hits) {
-            if best.is_empty() {
-                *best = hits;
-            } else {
-                best.extend(hits);
-                best.sort_unstable_by(best_first);
-                best.truncate(self.params.k);
-            }
-        }
-        let index = shard.start / self.params.shard_documents.min(self.n);
-        self.n_done = (index * self.n + next) as u64;
-        let n_all = (self.shards().len() * self.n) as u64;
-        self.ctx.progress(self.n_done, n_all, "documents times shards");
-        if self.n_done < n_all && self.saved_at.elapsed() >= CHECKPOINT_EVERY {
-            let so_far = self.pairs();
-            self.ctx.save_checkpoint(self.n_done, |dir| {
-                let written = pairs::write(dir, self.documents, so_far, "unfinished");
-                written.map(|_| ()).map_err(std::io::Error::other)
-            })?;
-            self.saved_at = Instant::now();
-        }
-        Ok(next)
-    }
-
-    fn pairs(&self) -> Vec<Pair> {
-        let of_seed = |(seed, hits): (usize, &Vec<Hit>)| {
-            let pair =
-                move |hit: &Hit| Pair { seed: seed as u32, target: hit.id, score: hit.score };
-            hits.iter().map(pair).collect::<Vec<_>>()
+    /// Tiles with the same values follow each other, so that a worker packs these once.
+    fn tiles<'s>(&self, n_keys: usize, made_of: impl Fn(&Tile) -> Digest + 's) -> Vec<Item<Tile>> {
+        let tiles = self.shards().flat_map(|values| {
+            cut(self.n, n_keys).map(move |keys| Tile { keys, values: values.clone() })
+        });
+        let item = |tile: Tile| {
+            let name = format!(
+                "{} among {} to {}",
+                name(&tile.keys),
+                tile.values.start,
+                tile.values.end - 1
+            );
+            let weight = tile.keys.len() as u64;
+            Item::new(name, &made_of(&tile), tile).weight(weight)
         };
-        self.best.iter().enumerate().flat_map(of_seed).collect()
+        tiles.map(item).collect()
     }
 
-    /// All pairs. A row of zeros is no embedding, and its scores say nothing.
-    fn finish(self) -> Vec<Pair> {
-        let mut pairs = self.pairs();
-        let is_embedded = |i: u32| self.vectors.scales()[i as usize] > 0.0;
-        pairs.retain(|pair| is_embedded(pair.seed) && is_embedded(pair.target));
-        pairs
+    /// Has every tile searched without leaving anything out.
+    fn exact(&self, ctx: &Context) -> Result<Vec<PathBuf>, Failure> {
+        let items = self.tiles(KEYS_EXACT, |tile| {
+            let (keys, values) = (self.made_of(&tile.keys), self.made_of(&tile.values));
+            digest_of(&(self.params.k, self.floor.to_bits(), keys, values))
+        });
+        let begin = |n_threads| Ok((Pool::new(n_threads), None));
+        let stage = ctx.stage("search", "documents times shards").alone().last();
+        let results = stage.each_with(items, begin, |(pool, packed), tile, item| {
+            let values =
+                keep(packed, &tile.values, || Ok(Values::pack(pool, self.rows(&tile.values))))?;
+            let macs = tile.values.len() * self.vectors.dim();
+            let stride = (STRIDE_MACS / macs).max(1).next_multiple_of(STRIDE_QUERIES);
+            let mut hits = Vec::with_capacity(tile.keys.len());
+            for first in tile.keys.clone().step_by(stride) {
+                item.check_cancelled()?;
+                let keys = first..tile.keys.end.min(first + stride);
+                let part = Tile { keys, values: tile.values.clone() };
+                let (rows, rescore) = (self.rows(&part.keys), self.rescore(&part));
+                let search = self.search(tile);
+                hits.extend(int8_search::search_rescored(pool, rows, values, search, rescore));
+                item.progress(hits.len() as u64);
+            }
+            leave_hits(item.dir(), &hits)
+        })?;
+        results.map(|result: Result<_, Failure>| Ok(result?.dir)).collect()
+    }
+
+    /// Has the lists of each shard of values found, and calibrated on sampled documents.
+    fn lists(&self, ctx: &Context, calibrates: &[usize]) -> Result<Vec<ShardLists>, Failure> {
+        let sampled = Gathered::of(self.vectors, calibrates);
+        let params = self.params;
+        let made_of = (params.k, self.floor.to_bits(), params.seed, params.recall);
+        let made_of = (made_of, self.search_everywhere().min_score.to_bits(), sampled.digest());
+        let item = |values: Range<usize>| {
+            let weight = values.len() as u64;
+            let made_of = (&made_of, self.made_of(&values));
+            Item::new(format!("lists of {}", name(&values)), &made_of, values).weight(weight)
+        };
+        let items = self.shards().map(item).collect();
+        let begin = |n_threads| Ok(Pool::new(n_threads));
+        let stage = ctx.stage("lists", "documents").alone();
+        let results = stage.each_with(items, begin, |pool, values, item| {
+            let rows = self.rows(values);
+            let options =
+                ListsOptions { seed: params.seed, ..ListsOptions::for_values(values.len()) };
+            let cut = Cut::find(pool, rows, options);
+            item.check_cancelled()?;
+            let reach = self.calibrate(pool, &Lists::new(pool, rows, &cut), &sampled);
+            leave_lists(item.dir(), &cut, reach)
+        })?;
+        let results = results.zip(self.shards()).map(|(result, values)| {
+            let dir = result?.dir;
+            let (n_lists, reach) = read_reach(&dir)?;
+            Ok(ShardLists { values, dir, n_lists, reach })
+        });
+        results.collect()
+    }
+
+    fn calibrate(&self, pool: &Pool, lists: &Lists, sampled: &Gathered) -> Reach {
+        let all = self.search_everywhere();
+        // Sampled rows have lost their ids, so their own rows are kept, and one more hit.
+        let keep = |k: usize| Search { k: k + 1, own: Own::Keep, ..all };
+        let queries = sampled.rows(self.vectors.dim());
+        let exact = lists.search_exact(pool, queries, keep(self.params.k), None);
+        let recall = (self.params.recall + RECALL_SLACK).min(1.0);
+        lists.calibrate(pool, queries, &exact, keep(all.k), (N_FIRST, recall))
+    }
+
+    /// Has every tile searched through its lists.
+    fn through_lists(&self, ctx: &Context, lists: &[ShardLists]) -> Result<Vec<PathBuf>, Failure> {
+        let of_shard = |tile: &Tile| {
+            let found = lists.iter().find(|lists| lists.values == tile.values);
+            found.expect("every shard has lists")
+        };
+        let search = self.search_everywhere();
+        let made_of = (self.params.k, self.floor.to_bits(), search.min_score.to_bits());
+        let items = self.tiles(KEYS_LISTS, |tile| {
+            let reach = of_shard(tile).reach;
+            let reach = (reach.n_first, reach.reach.to_bits(), self.params.seed);
+            let (keys, values) = (self.made_of(&tile.keys), self.made_of(&tile.values));
+            digest_of(&(made_of, reach, keys, values))
+        });
+        let begin = |n_threads| Ok((Pool::new(n_threads), None));
+        let stage = ctx.stage("search", "documents times shards").alone();
+        let results = stage.each_with(items, begin, |(pool, opened), tile, item| {
+            let (shard, queries) = (of_shard(tile), self.rows(&tile.keys));
+            let lists = keep(opened, &tile.values, || {
+                Ok(Lists::new(pool, self.rows(&tile.values), &read_cut(&shard.dir)?))
+            })?;
+            let nearest = lists.nearest(pool, queries);
+            let cancel = item.cancel_token();
+            let hits = lists.search(
+                pool,
+                (queries, &nearest),
+                shard.reach,
+                (search, Some(self.rescore(tile))),
+                &|| !cancel.is_cancelled(),
+            );
+            item.check_cancelled()?;
+            leave_hits(item.dir(), &hits)
+        })?;
+        results.map(|result: Result<_, Failure>| Ok(result?.dir)).collect()
+    }
+
+    /// Merges what the tiles found, keys by keys, into the pairs that are chosen; gives what was found
+    /// for the documents `of` as well.
+    fn merge(
+        &self,
+        ctx: &Context,
+        n_keys: usize,
+        tiles: &[PathBuf],
+        of: &[usize],
+    ) -> Result<(Vec<Pair>, Vec<Vec<Hit>>), Failure> {
+        let n_runs = self.n.div_ceil(n_keys);
+        let mut chooser = Chooser::new(self.params, self.n);
+        let mut found = vec![Vec::new(); of.len()];
+        for (run, keys) in cut(self.n, n_keys).enumerate() {
+            ctx.check_cancelled()?;
+            let mut best: Vec<Vec<Hit>> = vec![Vec::new(); keys.len()];
+            for dir in tiles[run..].iter().step_by(n_runs) {
+                read_hits(dir, &mut best)?;
+                for hits in &mut best {
+                    hits.sort_unstable_by(best_first);
+                    hits.truncate(self.params.k);
+                }
+            }
+            for (found, &document) in found.iter_mut().zip(of) {
+                if keys.contains(&document) {
+                    found.clone_from(&best[document - keys.start]);
+                }
+            }
+            // A row of zeros is no embedding, and its scores say nothing.
+            let is_embedded = |i: u32| self.vectors.scales()[i as usize] > 0.0;
+            let pairs = keys.zip(best).flat_map(|(seed, hits)| {
+                let pair =
+                    move |hit: Hit| Pair { seed: seed as u32, target: hit.id, score: hit.score };
+                hits.into_iter().map(pair)
+            });
+            chooser.add(pairs.filter(|pair| is_embedded(pair.seed) && is_embedded(pair.target)));
+        }
+        Ok((chooser.finish(), found))
     }
 
     /// Sampled documents: the first half calibrates, the second audits.
@@ -286,98 +392,101 @@ impl<'a> Job<'a> {
         (calibrates, audits)
     }
 
-    fn calibrate(&self, lists: &Lists) -> Reach {
-        let gathered = Gathered::of(self.vectors, &self.sample().0);
-        // Sampled rows have lost their ids, so their own rows are kept, and one more hit.
-        let keep = |k: usize| Search { k: k + 1, own: Own::Keep, ..self.search };
-        let queries = gathered.rows(self.vectors.dim());
-        let exact = lists.search_exact(&self.pool, queries, keep(self.params.k), None);
-        let recall = (self.params.recall + RECALL_SLACK).min(1.0);
-        lists.calibrate(&self.pool, queries, &exact, keep(self.search.k), (N_FIRST, recall))
-    }
-
-    /// Compares with the exact neighbours of sampled documents.
-    fn audit(&self, shards: Vec<Shard>) -> Result<Audit, Failure> {
-        let audited = self.sample().1;
-        let gathered = Gathered::of(self.vectors, &audited);
-        let dim = self.vectors.dim();
-        let mut exact: Vec<Vec<Hit>> = vec![Vec::new(); audited.len()];
-        for shard in self.shards() {
-            self.ctx.check_cancelled()?;
-            let values = Values::pack(&self.pool, self.rows(shard.clone()));
+    /// The exact neighbours of some documents.
+    fn exact_of(&self, ctx: &Context, documents: &[usize]) -> Result<Vec<Vec<Hit>>, Failure> {
+        let gathered = Gathered::of(self.vectors, documents);
+        let search = self.search_everywhere();
+        let made_of = (self.params.k, self.floor.to_bits(), search.min_score.to_bits());
+        let made_of = (made_of, gathered.digest());
+        let item = |values: Range<usize>| {
+            let weight = values.len() as u64;
+            let made_of = (&made_of, self.made_of(&values));
+            Item::new(format!("audit of {}", name(&values)), &made_of, values).weight(weight)
+        };
+        let items = self.shards().map(item).collect();
+        let begin = |n_threads| Ok(Pool::new(n_threads));
+        let stage = ctx.stage("audit", "documents").alone().last();
+        let results = stage.each_with(items, begin, |pool, values, item| {
+            let packed = Values::pack(pool, self.rows(values));
+            item.check_cancelled()?;
+            let tile = Tile { keys: 0..0, values: values.clone() };
             let rescore = Rescore {
                 queries: &gathered.rows_f32,
                 k: self.params.k + 1,
-                ..self.rescore(0..0, &shard)
+                ..self.rescore(&tile)
             };
-            let search = Search { k: self.search.k + 1, own: Own::Keep, ..self.search };
-            let hits = int8_search::search_rescored(
-                &self.pool,
-                gathered.rows(dim),
-                &values,
-                search,
-                rescore,
-            );
-            exact.iter_mut().zip(hits).for_each(|(exact, hits)| exact.extend(hits));
+            let search = Search { k: search.k + 1, own: Own::Keep, ..search };
+            let queries = gathered.rows(self.vectors.dim());
+            let hits = int8_search::search_rescored(pool, queries, &packed, search, rescore);
+            leave_hits(item.dir(), &hits)
+        })?;
+        let mut exact: Vec<Vec<Hit>> = vec![Vec::new(); documents.len()];
+        for result in results {
+            let result: engine::task::ItemResult<()> = result?;
+            read_hits(&result.dir, &mut exact)?;
         }
-        let (mut n, mut n_found) = (0, 0);
-        for (&document, exact) in audited.iter().zip(&mut exact) {
+        for (&document, exact) in documents.iter().zip(&mut exact) {
             exact.retain(|hit| hit.id as usize != document);
             exact.sort_unstable_by(best_first);
             exact.truncate(self.params.k);
-            let found = &self.best[document];
+        }
+        Ok(exact)
+    }
+
+    /// Compares what was found with the exact neighbours of the same documents.
+    fn audit(
+        &self,
+        lists: &[ShardLists],
+        audits: &[usize],
+        exact: Vec<Vec<Hit>>,
+        found: &[Vec<Hit>],
+    ) -> Audit {
+        let (mut n, mut n_found) = (0, 0);
+        for (exact, found) in exact.into_iter().zip(found) {
             n += exact.len();
             n_found += exact.iter().filter(|hit| found.iter().any(|f| f.id == hit.id)).count();
         }
-        Ok(Audit {
+        let shard = |lists: &ShardLists| Shard {
+            documents: lists.values.len(),
+            lists: lists.n_lists,
+            lists_always_scanned: lists.reach.n_first,
+            reach: lists.reach.reach,
+        };
+        Audit {
             recall: if n == 0 { 1.0 } else { n_found as f64 / n as f64 },
             recall_asked: self.params.recall,
-            audited_documents: audited.len(),
+            audited_documents: audits.len(),
             neighbours: n,
-            shards,
-        })
-    }
-}
-
-/// Rows of sampled documents.
-struct Gathered {
-    q: Vec<i8>,
-    scales: Vec<f32>,
-    rows_f32: Vec<f32>,
-}
-
-impl Gathered {
-    fn of(vectors: &Vectors, documents: &[usize]) -> Self {
-        let dim = vectors.dim();
-        let q = |&i: &usize| vectors.quantized()[i * dim..][..dim].iter().copied();
-        Self {
-            q: documents.iter().flat_map(q).collect(),
-            scales: documents.iter().map(|&i| vectors.scales()[i]).collect(),
-            rows_f32: documents.iter().flat_map(|&i| vectors.row(i).iter().copied()).collect(),
+            shards: lists.iter().map(shard).collect(),
         }
     }
-
-    fn rows(&self, dim: usize) -> Rows<'_> {
-        Rows { q: &self.q, scales: &self.scales, columns: dim, first_id: 0 }
-    }
 }
 
-/// An upper bound of what quantization changes in an inner product of two of the rows.
-///
-/// For unit rows u, v and their int8 forms u', v': |uv - u'v'| <= |u - u'| + |v - v'| + |u - u'||v - v'|.
-fn quantization_margin(pool: &Pool, vectors: &Vectors) -> f32 {
-    const CHUNK: usize = 256;
-    let dim = vectors.dim();
-    let mut worst = vec![0.0_f32; vectors.n_documents()];
-    pool.for_chunks(&mut worst, CHUNK, |chunk, worst| {
-        for (i, worst) in worst.iter_mut().enumerate() {
-            let i = chunk * CHUNK + i;
-            let scale = vectors.scales()[i];
-            let quantized = &vectors.quantized()[i * dim..][..dim];
-            let square = |(&x, &q): (&f32, &i8)| (x - f32::from(q) * scale).powi(2);
-            *worst = vectors.row(i).iter().zip(quantized).map(square).sum::<f32>().sqrt();
-        }
-    });
-    let worst = worst.into_iter().fold(0.0_f32, f32::max);
-    2.0 * worst + worst * worst + 1e-6
+/// Runs of `size`, the last one shorter.
+fn cut(n: usize, size: usize) -> impl Iterator<Item = Range<usize>> {
+    let size = size.min(n);
+    (0..n).step_by(size.max(1)).map(move |first| first..n.min(first + size))
+}
+
+fn name(documents: &Range<usize>) -> String {
+    format!("documents {} to {}", documents.start, documents.end - 1)
+}
+
+/// What `kept` holds for these values, made when it holds that of others.
+fn keep<'k, T>(
+    kept: &'k mut Option<(Range<usize>, T)>,
+    values: &Range<usize>,
+    make: impl FnOnce() -> Result<T, Failure>,
+) -> Result<&'k T, Failure> {
+    if kept.as_ref().is_none_or(|(of, _)| of != values) {
+        // The old one goes first: one at a time is in memory.
+        *kept = None;
+        *kept = Some((values.clone(), make()?));
+    }
+    let (_, made) = kept.as_ref().expect("it was made above");
+    Ok(made)
+}
+
+fn digest_of(made_of: &impl Serialize) -> Digest {
+    Digest::of(&serde_json::to_vec(made_of).expect("plain values become JSON"))
 }

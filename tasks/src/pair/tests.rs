@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use engine::task::testbed::Bench;
+use engine::task::{CancelToken, FailureKind};
 use kernels::Pool;
 use serde_json::json;
 
@@ -72,11 +73,11 @@ fn nearest_equals_brute_force() {
     }
 }
 
-/// Shards of values change nothing, and neither do threads.
+/// Shards of values change nothing, and neither do threads, nor where the search was stopped.
 #[test]
-fn shards_and_threads_change_nothing() {
+fn shards_threads_and_stops_change_nothing() {
     let n = 211;
-    let bytes = |shard_documents: usize, n_threads: usize, method: &str| {
+    let bytes = |shard_documents: usize, n_threads: usize, method: &str, stops: bool| {
         let dir = tempfile::tempdir().unwrap();
         let input = dir.path().join("in");
         std::fs::create_dir(&input).unwrap();
@@ -87,17 +88,64 @@ fn shards_and_threads_change_nothing() {
             "method": method, "k": 6, "threshold": 0.1, "shard_documents": shard_documents,
             "audited_documents": 100,
         });
-        bench.run::<Pair>(&params).unwrap();
-        std::fs::read(bench.out("pairs").join(pairs::FILE)).unwrap()
+        if stops {
+            for n_before in 1.. {
+                bench.stop_after(n_before);
+                let result = bench.run::<Pair>(&params);
+                bench.cancel = CancelToken::default();
+                match result {
+                    Ok(_) => break,
+                    Err(failure) => assert_eq!(failure.kind, FailureKind::Cancelled, "{failure}"),
+                }
+            }
+            let (n_items, n_tries) = (bench.items.n_done() as u64, bench.items.n_tries());
+            // Besides each item, what was claimed when a stop came.
+            assert!(n_items >= 7 && n_tries < 3 * n_items, "{n_tries} tries, {n_items} items");
+        } else {
+            bench.run::<Pair>(&params).unwrap();
+        }
+        let pairs = bench.out("pairs");
+        (
+            std::fs::read(pairs.join(pairs::FILE)).unwrap(),
+            std::fs::read(pairs.join("audit.json")).ok(),
+        )
     };
-    let whole = bytes(n, 1, "exact");
-    for n_shards in [2, 7] {
+    let whole = bytes(n, 1, "exact", false);
+    for n_shards in [2_usize, 7] {
         for n_threads in [1, 2] {
-            assert_eq!(bytes(n.div_ceil(n_shards), n_threads, "exact"), whole, "{n_shards} shards");
+            let cut = bytes(n.div_ceil(n_shards), n_threads, "exact", n_threads == 2);
+            assert!(cut == whole, "{n_shards} shards");
         }
     }
-    assert_eq!(bytes(n, 1, "ivf"), bytes(n, 3, "ivf"));
-    assert_eq!(bytes(50, 1, "ivf"), bytes(50, 3, "ivf"));
+    // Through lists, what a shard has in its lists is another matter for every size of shards.
+    for shard_documents in [n, 106, 31] {
+        let whole = bytes(shard_documents, 1, "ivf", false);
+        assert!(bytes(shard_documents, 3, "ivf", false) == whole, "{shard_documents} documents");
+        assert!(bytes(shard_documents, 2, "ivf", true) == whole, "{shard_documents} documents");
+    }
+}
+
+/// Of vectors that grow, what was searched among the documents that were there stays right.
+#[test]
+fn more_documents_leave_finished_tiles_right() {
+    let dir = tempfile::tempdir().unwrap();
+    let input = dir.path().join("in");
+    std::fs::create_dir(&input).unwrap();
+    let params = json!({ "k": 5, "threshold": 0.1, "shard_documents": 128 });
+    write_vectors(&input, 256);
+    let mut bench = Bench::new(dir.path()).input("vectors", &input);
+    bench.run::<Pair>(&params).unwrap();
+    // Four stretches are looked at, and each is searched among two shards.
+    assert_eq!(bench.items.n_tries(), 4 + 8);
+    write_vectors(&input, 320);
+    bench.inputs.get_mut("vectors").unwrap()[0].digest = engine::digest::Digest::of(b"more");
+    std::fs::remove_dir_all(dir.path().join("out")).unwrap();
+    bench.run::<Pair>(&params).unwrap();
+    // All five are looked at; the fifth is searched among three shards, the others among the third.
+    assert_eq!(bench.items.n_tries(), 4 + 8 + 5 + 3 + 4);
+    let found: Vec<_> = Pairs::open(&bench.out("pairs")).unwrap().iter().collect();
+    let found: Vec<_> = found.iter().map(|pair| (pair.seed, pair.target)).collect();
+    assert_eq!(found, oracle(320, 5, 0.1));
 }
 
 /// Through lists, pairs are a subset of the exact ones with the same scores, and the audit counts
@@ -221,6 +269,7 @@ fn wrong_params_are_named() {
     check(json!({ "threshold": 1.5 }), "threshold 1.5");
     check(json!({ "pairs_per_document": 0.0 }), "not above 0");
     check(json!({ "method": "random" }), "how many");
+    check(json!({ "method": "random", "n_pairs": 0 }), "at least 1");
     check(json!({ "method": "random", "n_pairs": 31 }), "30 ordered pairs");
     check(json!({ "threshold": 1.0 }), "no pair of 6 documents passes: threshold 1");
 }

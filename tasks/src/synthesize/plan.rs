@@ -16,6 +16,7 @@ use crate::lm::generate::Request;
 use crate::tokenizer::{BOS, SEP};
 
 /// The draws in their order.
+#[derive(Clone)]
 pub(super) struct Plan<'a> {
     seeds: Option<&'a Tokens>,
     /// Seeds whose prompts fit the context, by their place in `seeds`.
@@ -91,7 +92,7 @@ impl<'a> Plan<'a> {
     }
 
     /// Where draw `k` comes from.
-    pub(super) fn origin(&mut self, k: u64) -> Origin {
+    fn origin(&mut self, k: u64) -> Origin {
         let Some(seeds) = self.seeds else { return Origin { seed: None, draw: k } };
         let n_seeds = self.fitting.len() as u64;
         let visit = k / self.draws_per_visit;
@@ -105,9 +106,9 @@ impl<'a> Plan<'a> {
         Origin { seed: Some((seed, seeds.document_id(seed))), draw }
     }
 
-    /// What draw `k` asks of the model. Its random numbers are those of the seed's id and the draw,
+    /// Where draw `k` comes from, and what it asks of the model. Its random numbers are those of the seed's id and the draw,
     /// whatever the other seeds are.
-    pub(super) fn request(&mut self, k: u64) -> Request {
+    pub(super) fn request(&mut self, k: u64) -> (Origin, Request) {
         let origin = self.origin(k);
         let (prompt, rng) = match (self.seeds, origin.seed) {
             (Some(seeds), Some((seed, id))) => {
@@ -116,7 +117,7 @@ impl<'a> Plan<'a> {
             _ => (Arc::from([BOS]), self.draws.fork(origin.draw)),
         };
         let n_tokens_max = self.n_tokens_max.min(self.context - prompt.len());
-        Request { index: k, prompt, rng, n_tokens_max }
+        (origin, Request { index: k, prompt, rng, n_tokens_max })
     }
 
     /// `<|bos|> seed <|sep|>`, one allocation for the draws of a visit.

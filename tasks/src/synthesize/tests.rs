@@ -3,7 +3,8 @@ use std::fs;
 use std::path::PathBuf;
 
 use engine::task::testbed::Bench;
-use engine::task::{CancelToken, FailureKind, Report};
+use engine::task::{CancelToken, FailureKind};
+use kernels::Pool;
 use serde_json::{Value, json};
 
 use super::*;
@@ -161,41 +162,34 @@ fn every_seed_is_drawn_equally_often() {
     assert!(draws.values().all(|draws| *draws == [0, 1, 2, 3, 4, 5]));
 }
 
+/// Stopped after any number of items; what was finished is not written again.
 #[test]
-fn a_cancelled_synthesis_resumes_to_the_same_bytes() {
+fn a_stopped_synthesis_goes_on_with_the_same_bytes() {
     let world = World::new();
     let params = json!({"n_documents": 150, "batch": 2});
     let whole = world.bench("whole", 1);
     whole.run::<Synthesize>(&params).unwrap();
-    let mut resumed = world.bench("resumed", 1);
-    let mut n_cancelled = 0;
-    for n_reports in 1.. {
-        let (cancel, sink) = (resumed.cancel.clone(), Arc::clone(&resumed.sink));
-        let n_before = sink.reports().len();
-        let result = std::thread::scope(|scope| {
-            scope.spawn(move || {
-                // The first report comes with the first text; a later attempt gets further.
-                while sink.reports().len() < n_before + n_reports && !cancel.is_cancelled() {
-                    std::thread::yield_now();
-                }
-                std::thread::sleep(std::time::Duration::from_millis(5 * n_reports as u64));
-                cancel.cancel();
-            });
-            let result = resumed.run::<Synthesize>(&params);
-            resumed.cancel.cancel();
-            result
-        });
-        resumed.cancel = CancelToken::default();
-        match result {
-            Ok(_) => break,
-            Err(failure) => assert_eq!(failure.kind, FailureKind::Cancelled, "{failure}"),
-        }
-        n_cancelled += 1;
+    let n_items = whole.items.n_done();
+    assert!(n_items > 4, "{n_items}");
+    let mut stopped = world.bench("stopped", 2);
+    for n_before in 1..n_items {
+        stopped.cancel = CancelToken::default();
+        stopped.stop_after(n_before);
+        let failure = stopped.run::<Synthesize>(&params).unwrap_err();
+        assert_eq!(failure.kind, FailureKind::Cancelled, "{failure}");
+        assert!(stopped.items.n_done() >= n_before);
     }
-    let resumes = |report: &Report| matches!(report, Report::Log { text, .. } if text.starts_with("resuming"));
-    let n_resumed = resumed.sink.reports().iter().filter(|report| resumes(report)).count();
-    assert!(n_cancelled > 0 && n_resumed > 0, "{n_cancelled} {n_resumed}");
-    assert!(files(&resumed) == files(&whole));
+    let last = Bench { cancel: CancelToken::default(), ..stopped };
+    last.run::<Synthesize>(&params).unwrap();
+    assert!(files(&last) == files(&whole));
+
+    // More texts than before: those that were written are not written again.
+    let n_before = last.items.n_tries();
+    let more = json!({"n_documents": 160, "batch": 2});
+    fs::remove_dir_all(last.out("corpus")).unwrap();
+    last.run::<Synthesize>(&more).unwrap();
+    assert!(last.items.n_tries() < n_before + 5, "{} {n_before}", last.items.n_tries());
+    assert_eq!(documents(&last)[..150], documents(&whole)[..]);
 }
 
 #[test]
