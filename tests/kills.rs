@@ -49,6 +49,7 @@ fn outcome(place: &Place) -> (BTreeMap<String, String>, Vec<u64>) {
         digests.insert(node["name"].to_string(), output["digest"].to_string());
     }
     place.sbp(&["ledger", "check"]).expect(0);
+    let _ = fs::remove_file(place.path().join("ledger.jsonl"));
     place.sbp(&["ledger", "export", "ledger.jsonl"]).expect(0);
     let mut finished: BTreeMap<String, u64> = BTreeMap::new();
     for line in fs::read_to_string(place.path().join("ledger.jsonl")).unwrap().lines().skip(1) {
@@ -213,7 +214,6 @@ fn a_run_that_stood_still_publishes_nothing() {
         let (digests, finished) = outcome(&place);
         assert_eq!((digests, finished), (reference, vec![1, 1]), "{executor}");
         assert_eq!(left_behind(&place), [""; 0]);
-        assert_eq!(fs::read_dir(&checkpoints).unwrap().count(), 0);
     }
 }
 
@@ -238,9 +238,13 @@ fn tear(place: &Place, dice: &mut Dice) {
             garble(&file, dice);
         }
     }
+    // The log of changes is made durable up to its last transaction, so that what may be torn is
+    // what comes after.
     let log = sbp.join("ledger.db-wal");
     if dice.roll(2) == 0 && log.exists() {
-        garble(&log, dice);
+        let mut bytes = fs::read(&log).unwrap();
+        bytes.extend((0..dice.roll(6000)).map(|_| dice.roll(256) as u8));
+        fs::write(log, bytes).unwrap();
     }
 }
 

@@ -213,6 +213,10 @@ impl Error {
         let is_sqlite = matches!(location, Location::Sqlite(_));
         let location = location.shown();
         if is_sqlite && let Ok(code) = code.parse::<i32>() {
+            // The index of the write-ahead log found no space.
+            if code == 4874 {
+                return Self::Full { location, message };
+            }
             // The low byte is the primary result code.
             return match code & 0xff {
                 5 | 6 => Self::Unreachable { location, message },
