@@ -26,7 +26,7 @@ pub(crate) fn run(args: BenchArgs, place: Place, printer: Printer) -> Result<Exi
     let (name, figures) = match args.command {
         BenchCommand::Lm(args) => ("lm", lm::measure(&args, printer)?),
         BenchCommand::Orch(args) => ("orch", orch::measure(&args, printer)?),
-        BenchCommand::Gpu(args) => return gpu::run(&args, &place, printer),
+        BenchCommand::Gpu(args) => return gpu::run(&args, printer),
         BenchCommand::Pair(args) => ("pair", data::pair(&args)),
         BenchCommand::Bpe(args) => ("bpe", data::bpe(&args)?),
         BenchCommand::Dedup(args) => ("dedup", data::dedup(&args)),

@@ -74,11 +74,10 @@ fn cpu() -> Finding {
 /// CUDA's libraries, and every GPU with what stands in its way. None of it is needed.
 fn gpus() -> Vec<Finding> {
     let facts = gpu::probe();
-    let names = [("NVIDIA driver", Which::Driver), ("NVRTC", Which::Nvrtc)];
-    let mut findings: Vec<Finding> = names
+    let mut findings: Vec<Finding> = Which::ALL
         .into_iter()
-        .chain([("cuBLASLt", Which::CublasLt)])
-        .map(|(what, which)| {
+        .map(|which| {
+            let what = which.title();
             let release = match which {
                 Which::Driver => facts.driver,
                 Which::Nvrtc => facts.nvrtc,
@@ -94,7 +93,7 @@ fn gpus() -> Vec<Finding> {
                     Finding { what, state: "done", about: format!("{release}{}", path.display()) }
                 }
                 None => {
-                    let remedy = which.remedy();
+                    let remedy = which.remedy(facts.driver);
                     Finding { what, state: "none", about: format!("only for GPUs: {remedy}") }
                 }
             }

@@ -3,6 +3,10 @@
 use std::fmt;
 use std::str::FromStr;
 
+use super::libraries::Which;
+
+/// Oldest CUDA release whose libraries are used.
+const RELEASE_MIN: i32 = 12;
 /// Oldest compute capability that the kernels are written for.
 const CAPABILITY_MIN: [i32; 2] = [8, 0];
 /// Share of a GPU's memory that must be taken before others are said to use it; the driver itself
@@ -157,14 +161,21 @@ fn software(facts: &Facts) -> Result<(), Refusal> {
         let reason = reason.unwrap_or_else(|| "the driver shows no GPU".to_owned());
         return refuse(reason, "look at `nvidia-smi` and CUDA_VISIBLE_DEVICES");
     }
+    let release = |[major, minor]: [i32; 2]| format!("CUDA {major}.{minor}");
+    if driver[0] < RELEASE_MIN {
+        return refuse(
+            format!("the driver supports {}, below {}", release(driver), release([RELEASE_MIN, 0])),
+            "update NVIDIA's driver",
+        );
+    }
     let Some(nvrtc) = facts.nvrtc else {
         return refuse(
             "NVRTC, which compiles the kernels, is missing",
-            format!("pip install --target ~/.cache/sbp/cuda nvidia-cuda-nvrtc=={}.*", driver[0]),
+            Which::Nvrtc.remedy(facts.driver),
         );
     };
-    let release = |[major, minor]: [i32; 2]| format!("CUDA {major}.{minor}");
     if driver[0] < nvrtc[0] {
+        // Our own search passes it over, so the loader knows it.
         return refuse(
             format!(
                 "the driver supports {} and cannot load what NVRTC of {} compiles",
@@ -172,16 +183,16 @@ fn software(facts: &Facts) -> Result<(), Refusal> {
                 release(nvrtc)
             ),
             format!(
-                "update the driver, or pip install --target ~/.cache/sbp/cuda \
-                 nvidia-cuda-nvrtc-cu{}",
-                driver[0]
+                "update NVIDIA's driver, or take libnvrtc.so.{} out of the loader's path \
+                 (LD_LIBRARY_PATH, ldconfig)",
+                nvrtc[0]
             ),
         );
     }
     if !facts.has_cublas {
         return refuse(
             "cuBLASLt, which multiplies matrices, is missing",
-            "pip install --target ~/.cache/sbp/cuda nvidia-cublas",
+            Which::CublasLt.remedy(facts.driver),
         );
     }
     Ok(())
@@ -255,7 +266,7 @@ fn architecture(facts: &Facts, index: u32, notes: &mut Vec<String>) -> Result<St
             "cuda:{index} has compute capability {major}.{minor}, which NVRTC of CUDA \
              {nvrtc_major}.{nvrtc_minor} does not know"
         ),
-        "install a newer NVRTC: pip install --upgrade --target ~/.cache/sbp/cuda nvidia-cuda-nvrtc",
+        format!("install a newer NVRTC: {} --upgrade", Which::Nvrtc.remedy(facts.driver)),
     )
 }
 
@@ -306,10 +317,14 @@ mod tests {
         check_no_gpu(&facts, "cuInit fails", "nvidia-smi");
         let facts = Facts { nvrtc: None, ..machine(vec![h200(140)]) };
         check_no_gpu(&facts, "NVRTC", "nvidia-cuda-nvrtc==13.*");
+        let facts = Facts { driver: Some([12, 4]), ..facts };
+        check_no_gpu(&facts, "NVRTC", "nvidia-cuda-nvrtc-cu12");
         let facts = Facts { driver: Some([12, 4]), ..machine(vec![h200(140)]) };
-        check_no_gpu(&facts, "supports CUDA 12.4", "nvidia-cuda-nvrtc-cu12");
+        check_no_gpu(&facts, "supports CUDA 12.4", "libnvrtc.so.13 out of the loader's path");
+        let facts = Facts { driver: Some([11, 8]), ..facts };
+        check_no_gpu(&facts, "CUDA 11.8, below CUDA 12.0", "update NVIDIA's driver");
         let facts = Facts { has_cublas: false, ..machine(vec![h200(140)]) };
-        check_no_gpu(&facts, "cuBLASLt", "nvidia-cublas");
+        check_no_gpu(&facts, "cuBLASLt", "'nvidia-cublas==13.*'");
         let old = GpuFacts { capability: [7, 5], ..h200(10) };
         check_no_gpu(&machine(vec![old]), "capability 7.5", "A100");
         let new = GpuFacts { capability: [13, 0], ..h200(10) };

@@ -2,7 +2,7 @@
 
 use std::ffi::{CStr, CString};
 use std::fmt::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use cudarc::nvrtc::{result, sys};
 
@@ -30,6 +30,13 @@ pub struct Cubin {
     pub log: String,
 }
 
+/// Where compiled kernels are kept: `sbp/cubins` in the user's cache folder.
+pub fn cache_dir() -> PathBuf {
+    let home = std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
+    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).or(home);
+    cache.unwrap_or_else(std::env::temp_dir).join("sbp/cubins")
+}
+
 impl Compiler {
     /// Loads NVRTC.
     ///
@@ -38,7 +45,10 @@ impl Compiler {
     pub fn new() -> Result<Self, Error> {
         if libraries::load(Which::Nvrtc).is_none() {
             let what = "NVRTC, which compiles the kernels,".to_owned();
-            return Err(Error::Missing { what, remedy: Which::Nvrtc.remedy() });
+            return Err(Error::Missing {
+                what,
+                remedy: Which::Nvrtc.remedy(libraries::driver_release()),
+            });
         }
         let [mut major, mut minor] = [0, 0];
         // SAFETY: Both are places for a number.

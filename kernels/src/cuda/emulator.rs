@@ -63,6 +63,7 @@ pub struct Emulator {
     dir: PathBuf,
     schedule: Schedule,
     mutation: Option<Mutation>,
+    memory_bytes: u64,
     libraries: Mutex<BTreeMap<&'static str, Library>>,
     memory: Mutex<Vec<Weak<Memory>>>,
 }
@@ -84,6 +85,7 @@ impl Emulator {
             dir: dir.to_owned(),
             schedule,
             mutation: None,
+            memory_bytes: u64::MAX,
             libraries: Mutex::default(),
             memory: Mutex::default(),
         }
@@ -93,6 +95,12 @@ impl Emulator {
     #[must_use]
     pub fn mutated(self, mutation: Mutation) -> Self {
         Self { mutation: Some(mutation), ..self }
+    }
+
+    /// An emulator that has no more than `memory_bytes` of memory.
+    #[must_use]
+    pub fn limited(self, memory_bytes: u64) -> Self {
+        Self { memory_bytes, ..self }
     }
 
     /// The compiler to use.
@@ -261,7 +269,18 @@ impl Device for Emulator {
         format!("emulator, {:?}", self.schedule)
     }
 
+    fn free_bytes(&self) -> Result<u64, Error> {
+        let mut memory = lock(&self.memory);
+        memory.retain(|memory| memory.strong_count() > 0);
+        let taken = memory.iter().filter_map(Weak::upgrade).map(|memory| memory.size_bytes as u64);
+        Ok(self.memory_bytes - taken.sum::<u64>())
+    }
+
     fn allocate(&self, size_bytes: usize) -> Result<Arc<dyn Allocation>, Error> {
+        let (needed_bytes, free_bytes) = (size_bytes as u64, self.free_bytes()?);
+        if needed_bytes > free_bytes {
+            return Err(Error::OutOfMemory { needed_bytes, free_bytes });
+        }
         let memory = Arc::new(Memory::new(size_bytes));
         lock(&self.memory).push(Arc::downgrade(&memory));
         Ok(memory)

@@ -1,7 +1,6 @@
 //! A GPU: one context, one stream, kernels compiled when they are first wanted.
 
 mod blas;
-mod graph;
 mod probe;
 
 use std::collections::BTreeMap;
@@ -11,13 +10,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::{result, sys};
 
-use super::choice::{Choice, Refusal, Request, choose};
 use super::compile::Compiler;
 use super::launch::{Device, Kernel, Launch};
 use super::memory::Allocation;
 use super::{Error, Product, sources};
 use blas::Blas;
-pub use graph::Graph;
 pub use probe::probe;
 
 /// Bytes of page-locked memory through which small copies go without waiting.
@@ -82,37 +79,8 @@ struct Staging {
     used: usize,
 }
 
-/// Opens the device that a request means; nothing for the CPU, with the reason.
-///
-/// # Errors
-/// When the request names a GPU that cannot be used, or the GPU cannot be opened.
-pub fn open(
-    request: Request,
-    needed_bytes: u64,
-    cubin_dir: &Path,
-) -> Result<Result<(Gpu, Vec<String>), String>, OpenError> {
-    if request == Request::Cpu {
-        return Ok(Err("`cpu` was asked for".to_owned()));
-    }
-    match choose(request, &probe(), needed_bytes)? {
-        Choice::Cpu { reason } => Ok(Err(reason)),
-        Choice::Gpu { index, arch, notes } => Ok(Ok((Gpu::open(index, arch, cubin_dir)?, notes))),
-    }
-}
-
-/// Why a device was not opened.
-#[derive(Clone, Debug, thiserror::Error)]
-pub enum OpenError {
-    /// It cannot be used.
-    #[error(transparent)]
-    Refused(#[from] Refusal),
-    /// It should work and does not.
-    #[error(transparent)]
-    Failed(#[from] Error),
-}
-
 impl Gpu {
-    /// Opens GPU `index` for kernels of `arch`; [`open`] chooses both.
+    /// Opens GPU `index` for kernels of `arch`; [`super::choice::choose`] chooses both.
     ///
     /// # Errors
     /// When a library is missing or a call fails.
@@ -246,6 +214,12 @@ impl Device for Gpu {
         self.name.clone()
     }
 
+    fn free_bytes(&self) -> Result<u64, Error> {
+        self.context.bind()?;
+        let (free, _) = result::mem_get_info().map_err(|e| failed("cuMemGetInfo", e))?;
+        Ok(free as u64)
+    }
+
     fn allocate(&self, size_bytes: usize) -> Result<Arc<dyn Allocation>, Error> {
         self.context.bind()?;
         // SAFETY: Any size may be asked for.
@@ -255,9 +229,8 @@ impl Device for Gpu {
                 Ok(Arc::new(Memory { address, size_bytes, context }))
             }
             Err(result::DriverError(sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY)) => {
-                let (free, _) = result::mem_get_info().map_err(|e| failed("cuMemGetInfo", e))?;
-                let (needed_bytes, free_bytes) = (size_bytes as u64, free as u64);
-                Err(Error::OutOfMemory { needed_bytes, free_bytes })
+                let free_bytes = self.free_bytes()?;
+                Err(Error::OutOfMemory { needed_bytes: size_bytes as u64, free_bytes })
             }
             Err(error) => Err(failed("cuMemAlloc", error)),
         }

@@ -179,6 +179,12 @@ pub trait Device: Send + Sync {
     /// The device as a person calls it.
     fn name(&self) -> String;
 
+    /// Bytes that nobody uses.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn free_bytes(&self) -> Result<u64, Error>;
+
     /// Takes memory, 256-byte aligned; its contents are anything.
     ///
     /// # Errors

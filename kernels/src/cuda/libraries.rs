@@ -59,8 +59,7 @@ impl Which {
         }
     }
 
-    /// Versions that are used, best first. What a driver of one CUDA release cannot load is told from
-    /// what it can by its own version, see `choice`.
+    /// Versions that are used, best first.
     fn versions(self) -> &'static [u32] {
         match self {
             Self::Driver => &[1],
@@ -68,23 +67,44 @@ impl Which {
         }
     }
 
-    /// What a user without it does.
-    pub fn remedy(self) -> String {
+    /// What a person calls it.
+    pub fn title(self) -> &'static str {
+        match self {
+            Self::Driver => "NVIDIA driver",
+            Self::Nvrtc => "NVRTC",
+            Self::CublasLt => "cuBLASLt",
+        }
+    }
+
+    /// What a user without it does, who has a driver of release `driver`, if any.
+    ///
+    /// From CUDA 13 on, NVIDIA's wheels have plain names; before, each release has names of its own.
+    pub fn remedy(self, driver: Option<[i32; 2]>) -> String {
         let wheel = match self {
             Self::Driver => return "install NVIDIA's driver, 580 or newer".to_owned(),
             Self::Nvrtc => "nvidia-cuda-nvrtc",
             Self::CublasLt => "nvidia-cublas",
         };
+        let wheel = match driver {
+            None => wheel.to_owned(),
+            Some([major, _]) if major >= 13 => format!("'{wheel}=={major}.*'"),
+            Some([major, _]) => format!("{wheel}-cu{major}"),
+        };
         format!("pip install --target ~/.cache/sbp/cuda {wheel}")
     }
 }
 
-/// Paths of `which` in the order in which they are tried, beside the loader's own.
-pub fn candidates(files: &dyn Files, which: Which) -> Vec<PathBuf> {
+/// Paths of `which` in the order in which they are tried, beside the loader's own. A driver of
+/// release `driver` cannot load what a library of a later major release compiles, so those are left out.
+pub fn candidates(files: &dyn Files, which: Which, driver: Option<[i32; 2]>) -> Vec<PathBuf> {
+    let is_usable = |version: &u32| match (which, driver) {
+        (Which::Driver, _) | (_, None) => true,
+        (Which::Nvrtc | Which::CublasLt, Some([major, _])) => i64::from(*version) <= major.into(),
+    };
     let mut found = Vec::new();
     for dir in folders(files) {
         let names = files.names(&dir);
-        for version in which.versions() {
+        for version in which.versions().iter().filter(|version| is_usable(version)) {
             let name = format!("{}.{version}", which.file());
             if names.contains(&name) {
                 found.push(dir.join(name));
@@ -182,14 +202,30 @@ pub enum Origin {
 /// Afterwards the wrappers of `cudarc` find it.
 pub fn load(which: Which) -> Option<&'static Origin> {
     static LOADED: [OnceLock<Option<Origin>>; 3] = [const { OnceLock::new() }; 3];
-    LOADED[which as usize].get_or_init(|| find(&Machine, which)).as_ref()
+    LOADED[which as usize]
+        .get_or_init(|| {
+            let driver = if which == Which::Driver { None } else { driver_release() };
+            find(&Machine, which, driver)
+        })
+        .as_ref()
 }
 
-fn find(files: &dyn Files, which: Which) -> Option<Origin> {
+/// The CUDA release that the driver supports, such as `[13, 0]`; nothing without a driver, or when it
+/// does not say.
+pub fn driver_release() -> Option<[i32; 2]> {
+    load(Which::Driver)?;
+    let mut version = 0;
+    // SAFETY: A place for a number; the library is loaded.
+    let status = unsafe { cudarc::driver::sys::cuDriverGetVersion(&raw mut version) };
+    let is_told = status == cudarc::driver::sys::CUresult::CUDA_SUCCESS;
+    is_told.then_some([version / 1000, version % 1000 / 10])
+}
+
+fn find(files: &dyn Files, which: Which, driver: Option<[i32; 2]>) -> Option<Origin> {
     if is_present(which) {
         return Some(Origin::Loader);
     }
-    candidates(files, which).into_iter().find_map(|path| {
+    candidates(files, which, driver).into_iter().find_map(|path| {
         // NVRTC opens its builtins by name when it compiles, cuBLASLt its parts when it loads.
         for helper in helpers(files, which, &path) {
             keep(&helper);
@@ -257,7 +293,7 @@ mod tests {
 
     fn check(fake: &Fake, which: Which, expected: &[&str]) {
         let expected: Vec<PathBuf> = expected.iter().map(PathBuf::from).collect();
-        assert_eq!(candidates(fake, which), expected);
+        assert_eq!(candidates(fake, which, None), expected);
     }
 
     #[test]
@@ -282,7 +318,12 @@ mod tests {
         // The active environment's is of a newer release and goes first.
         fake.variables.insert("VIRTUAL_ENV", "/env");
         let newest = "/env/lib/python3.12/site-packages/nvidia/cu13/lib/libnvrtc.so.13";
-        assert_eq!(candidates(&fake, Which::Nvrtc)[0], Path::new(newest));
+        let nvrtc = |driver| candidates(&fake, Which::Nvrtc, driver);
+        assert_eq!(nvrtc(None)[0], Path::new(newest));
+        assert_eq!(nvrtc(Some([13, 0])), nvrtc(None));
+        // A driver of CUDA 12 cannot load what that one compiles.
+        assert_eq!(nvrtc(Some([12, 4])), nvrtc(None)[1..]);
+        assert_eq!(nvrtc(Some([11, 8])), [] as [PathBuf; 0]);
         assert_eq!(
             helpers(&fake, Which::Nvrtc, Path::new(newest)),
             [Path::new(newest).with_file_name("libnvrtc-builtins.so.13.0")]
@@ -313,6 +354,20 @@ mod tests {
         );
         fake.variables.insert("SBP_CUDA_DIR", "/mine");
         fake.files.push("/mine/libnvrtc.so.13");
-        assert_eq!(candidates(&fake, Which::Nvrtc)[0], Path::new("/mine/libnvrtc.so.13"));
+        assert_eq!(candidates(&fake, Which::Nvrtc, None)[0], Path::new("/mine/libnvrtc.so.13"));
+    }
+
+    /// Names as the package index has them: `nvidia-cuda-nvrtc` begins with 13, earlier releases have a
+    /// suffix.
+    #[test]
+    fn remedies_name_wheels_that_exist_for_the_driver() {
+        let check = |which: Which, driver, end: &str| {
+            assert!(which.remedy(driver).ends_with(end), "{}", which.remedy(driver));
+        };
+        check(Which::Nvrtc, None, " nvidia-cuda-nvrtc");
+        check(Which::Nvrtc, Some([13, 1]), " 'nvidia-cuda-nvrtc==13.*'");
+        check(Which::Nvrtc, Some([12, 4]), " nvidia-cuda-nvrtc-cu12");
+        check(Which::CublasLt, Some([12, 4]), " nvidia-cublas-cu12");
+        check(Which::CublasLt, Some([13, 0]), " 'nvidia-cublas==13.*'");
     }
 }

@@ -78,6 +78,7 @@ fn every_kernel_compiles_within_its_budget() {
                 let name = kernel.name;
                 let usage = usages.get(name).unwrap_or_else(|| panic!("{name}: {}", cubin.log));
                 assert_eq!((usage.stack_bytes, usage.spill_bytes), (0, 0), "{name} on {arch}");
+                assert!(usage.registers > 0, "{name} on {arch}: {}", cubin.log);
                 // A block must start: registers are given in units of 8 a thread.
                 let registers = usage.registers.next_multiple_of(8);
                 assert!(registers * kernel.threads_max <= REGISTERS, "{name} on {arch}");

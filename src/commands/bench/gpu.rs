@@ -12,16 +12,16 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 use tasks::cuda::choice::{Choice, Request};
-use tasks::cuda::gpu::{OpenError, probe};
+use tasks::cuda::gpu::probe;
 use tasks::cuda::parity::{self, Effort};
-use tasks::cuda::{Device, Gpu, choice, speed};
+use tasks::cuda::{self, Device, Gpu, choice, compile, speed};
 use tasks::lm::device::bench as training;
 
 use crate::cli::{GpuArgs, GpuPart};
 use crate::error::{Error, Result};
 use crate::exit::ExitStatus;
 use crate::printer::Printer;
-use crate::settings::{self, Place};
+use crate::settings;
 
 /// Parts that run when none is named.
 const PARTS: [GpuPart; 7] = [
@@ -44,10 +44,10 @@ const GENERATED: [usize; 2] = [1024, 256];
 const N_CURVE_STEPS: usize = 200;
 const CURVE_TOKENS: usize = 2048;
 
-pub(crate) fn run(args: &GpuArgs, place: &Place, printer: Printer) -> Result<ExitStatus> {
+pub(crate) fn run(args: &GpuArgs, printer: Printer) -> Result<ExitStatus> {
     let request: Request = args.device.parse().map_err(Error::usage)?;
     let facts = probe();
-    let (gpu, index) = open(request, &facts, place)?;
+    let (gpu, index) = open(request, &facts)?;
     let mut found = json!({
         "bench": "gpu",
         "gpu": gpu.name(),
@@ -64,8 +64,11 @@ pub(crate) fn run(args: &GpuArgs, place: &Place, printer: Printer) -> Result<Exi
     for part in parts {
         let started = Instant::now();
         printer.talk(format!("{part:?}"));
-        let (name, value) = measure(part, &device, &found, index)?;
-        found[name] = value;
+        let measured = measure(part, &device, &found, index);
+        if let Err(error) = &measured {
+            printer.talk(format!("{part:?} fails: {error}"));
+        }
+        note(&mut found, part, measured);
         printer.talk(format!("{part:?} took {:.0} s", started.elapsed().as_secs_f64()));
     }
     let document = document::of(&found);
@@ -79,20 +82,48 @@ pub(crate) fn run(args: &GpuArgs, place: &Place, printer: Printer) -> Result<Exi
     } else {
         printer.data(document)?;
     }
-    let wrong = [&found["parity"], &found["small"]]
+    Ok(if is_wrong(&found) { ExitStatus::NodeFailed } else { ExitStatus::Done })
+}
+
+/// Puts a part's figures beside the others, or why there are none: what was measured before and what
+/// can be measured after is not lost.
+fn note(found: &mut Value, part: GpuPart, measured: Result<Value, cuda::Error>) {
+    let value = measured.unwrap_or_else(|error| json!({ "failed": error.to_string() }));
+    found[name_of(part)] = value;
+}
+
+fn name_of(part: GpuPart) -> &'static str {
+    match part {
+        GpuPart::Parity => "parity",
+        GpuPart::Small => "small",
+        GpuPart::Speed => "speed",
+        GpuPart::Torch => "torch",
+        GpuPart::Sanitizer => "sanitizer",
+        GpuPart::Training => "training",
+        GpuPart::Generation => "generation",
+        GpuPart::Curve => "curve",
+    }
+}
+
+/// Whether anything of ours failed, gives wrong results, or is found fault with.
+fn is_wrong(found: &Value) -> bool {
+    let failed = PARTS.iter().any(|part| found[name_of(*part)]["failed"].is_string());
+    let differs = [&found["parity"], &found["small"]]
         .iter()
         .any(|part| part["wrong"].as_u64().is_some_and(|n| n > 0));
-    Ok(if wrong { ExitStatus::NodeFailed } else { ExitStatus::Done })
+    let tools = found["sanitizer"].as_object().into_iter().flatten();
+    failed || differs || tools.into_iter().any(|(_, tool)| tool["clean"] == false)
 }
 
 /// Opens the GPU, or says what stands in the way.
-fn open(request: Request, facts: &choice::Facts, place: &Place) -> Result<(Gpu, u32)> {
+fn open(request: Request, facts: &choice::Facts) -> Result<(Gpu, u32)> {
     let none = |reason: String, remedy: &str| {
         Err(Error::usage(format!("there is no GPU to measure: {reason}")).help(remedy))
     };
     match choice::choose(request, facts, 0) {
         Ok(Choice::Gpu { index, arch, .. }) => {
-            let gpu = Gpu::open(index, arch, &place.dir.join("cubins")).map_err(failed)?;
+            let gpu = Gpu::open(index, arch, &compile::cache_dir())
+                .map_err(|error| Error::usage(format!("the GPU does not work: {error}")))?;
             Ok((gpu, index))
         }
         Ok(Choice::Cpu { reason }) => none(reason, "`sbp doctor` says what is missing"),
@@ -100,28 +131,21 @@ fn open(request: Request, facts: &choice::Facts, place: &Place) -> Result<(Gpu, 
     }
 }
 
-fn failed(error: impl Into<OpenError>) -> Error {
-    Error::usage(format!("the GPU does not work: {}", error.into()))
-}
-
 fn measure(
     part: GpuPart,
     device: &Arc<dyn Device>,
     found: &Value,
     index: u32,
-) -> Result<(&'static str, Value)> {
+) -> Result<Value, cuda::Error> {
     Ok(match part {
-        GpuPart::Parity => ("parity", parity_of(&**device, Effort::Full)),
-        GpuPart::Small => ("small", parity_of(&**device, Effort::Emulated)),
-        GpuPart::Speed => {
-            let speeds = speed::measure(&**device).map_err(failed)?;
-            ("speed", speeds.iter().map(speed_row).collect())
-        }
-        GpuPart::Torch => ("torch", peers::torch()),
-        GpuPart::Sanitizer => ("sanitizer", peers::sanitizer(index)),
-        GpuPart::Training => ("training", train(device, found, index)?),
-        GpuPart::Generation => ("generation", generate(device)?),
-        GpuPart::Curve => ("curve", curve(device)?),
+        GpuPart::Parity => parity_of(&**device, Effort::Full),
+        GpuPart::Small => parity_of(&**device, Effort::Emulated),
+        GpuPart::Speed => speed::measure(&**device)?.iter().map(speed_row).collect(),
+        GpuPart::Torch => peers::torch(),
+        GpuPart::Sanitizer => peers::sanitizer(index),
+        GpuPart::Training => train(device, found)?,
+        GpuPart::Generation => generate(device)?,
+        GpuPart::Curve => curve(device)?,
     })
 }
 
@@ -170,12 +194,8 @@ fn speed_row(speed: &speed::Speed) -> Value {
     })
 }
 
-fn train(device: &Arc<dyn Device>, found: &Value, index: u32) -> Result<Value> {
-    let gpus = probe().gpus;
-    let free_bytes = gpus.get(index as usize).and_then(|gpu| gpu.free_bytes).unwrap_or(0);
-    let trained =
-        training::train(Arc::clone(device), free_bytes, N_TRAINING_STEPS).map_err(failed)?;
-    let Some(trained) = trained else {
+fn train(device: &Arc<dyn Device>, found: &Value) -> Result<Value, cuda::Error> {
+    let Some(trained) = training::train(Arc::clone(device), N_TRAINING_STEPS)? else {
         return Ok(
             json!({ "skipped": "the model and one row do not fit in the GPU's free memory" }),
         );
@@ -196,8 +216,12 @@ fn train(device: &Arc<dyn Device>, found: &Value, index: u32) -> Result<Value> {
     }))
 }
 
-fn generate(device: &Arc<dyn Device>) -> Result<Value> {
-    let made = training::generate(device, N_SLOTS, GENERATED).map_err(failed)?;
+fn generate(device: &Arc<dyn Device>) -> Result<Value, cuda::Error> {
+    let Some(made) = training::generate(device, N_SLOTS, GENERATED)? else {
+        return Ok(
+            json!({ "skipped": "the model and one text do not fit in the GPU's free memory" }),
+        );
+    };
     let [n_prompt, n_new] = made.n_tokens;
     let n_prompts = (made.n_slots * n_prompt) as f64;
     Ok(json!({
@@ -209,12 +233,11 @@ fn generate(device: &Arc<dyn Device>) -> Result<Value> {
     }))
 }
 
-fn curve(device: &Arc<dyn Device>) -> Result<Value> {
+fn curve(device: &Arc<dyn Device>) -> Result<Value, cuda::Error> {
     let n_threads = settings::n_threads(None) as usize;
     let config = training::curve_config();
     let losses =
-        training::curve(Arc::clone(device), n_threads, &config, [CURVE_TOKENS, N_CURVE_STEPS])
-            .map_err(failed)?;
+        training::curve(Arc::clone(device), n_threads, &config, [CURVE_TOKENS, N_CURVE_STEPS])?;
     let off = |[found, expected]: &[f64; 2]| (found - expected).abs() / expected;
     let largest = losses.iter().map(off).fold(0.0, f64::max);
     Ok(json!({
@@ -226,4 +249,36 @@ fn curve(device: &Arc<dyn Device>) -> Result<Value> {
         "last": losses.last(),
         "losses_gpu_cpu": losses,
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A part that fails loses nothing of the others, and is told by the exit status.
+    #[test]
+    fn a_failing_part_is_noted_beside_the_others() {
+        let mut found = json!({ "gpu": "a GPU" });
+        note(&mut found, GpuPart::Parity, Ok(json!({ "checks": 3, "wrong": 0, "cases": [] })));
+        assert!(!is_wrong(&found));
+        let error = cuda::Error::OutOfMemory { needed_bytes: 9, free_bytes: 8 };
+        note(&mut found, GpuPart::Training, Err(error));
+        note(&mut found, GpuPart::Generation, Ok(json!({ "tokens_per_s": 8300.0 })));
+        assert_eq!(found["parity"]["checks"], 3);
+        assert_eq!(found["generation"]["tokens_per_s"], 8300.0);
+        assert!(is_wrong(&found));
+        let text = document::of(&found);
+        assert!(text.contains("training failed: the device has 8 bytes free"), "{text}");
+        assert!(text.contains("8300 new tokens/s"), "{text}");
+    }
+
+    #[test]
+    fn what_a_tool_finds_fault_with_is_wrong_and_what_it_had_no_time_for_is_not() {
+        let of = |tool: Value| is_wrong(&json!({ "sanitizer": { "memcheck": tool } }));
+        assert!(of(json!({ "clean": false })));
+        assert!(!of(json!({ "clean": true })));
+        assert!(!of(json!({ "unfinished": "it took more than 60 s" })));
+        assert!(!is_wrong(&json!({ "sanitizer": { "skipped": "not here" } })));
+        assert!(is_wrong(&json!({ "parity": { "wrong": 1 } })));
+    }
 }

@@ -121,8 +121,7 @@ impl DeviceModel {
     pub fn bytes(config: &Config, capacity: usize) -> u64 {
         let mut planner = Planner::Count(0);
         Buffers::new(config, capacity, &mut planner);
-        let Planner::Count(bytes) = planner else { unreachable!("counting stays counting") };
-        bytes as u64
+        planner.bytes()
     }
 
     /// Takes the memory and copies weights there; moments are 0.
@@ -359,6 +358,14 @@ struct Buffers {
 }
 
 impl Planner<'_> {
+    /// Bytes counted so far.
+    fn bytes(&self) -> u64 {
+        match self {
+            Self::Count(bytes) => *bytes as u64,
+            Self::Take(_) => unreachable!("an arena is not counted"),
+        }
+    }
+
     fn take<T>(&mut self, len: usize) -> Option<Buffer<T>> {
         match self {
             Self::Count(bytes) => {

@@ -38,7 +38,10 @@ impl Blas {
     pub(super) fn new(context: Arc<Context>) -> Result<Self, Error> {
         if libraries::load(Which::CublasLt).is_none() {
             let what = "cuBLASLt, which multiplies matrices,".to_owned();
-            return Err(Error::Missing { what, remedy: Which::CublasLt.remedy() });
+            return Err(Error::Missing {
+                what,
+                remedy: Which::CublasLt.remedy(libraries::driver_release()),
+            });
         }
         let handle = result::create_handle().map_err(|e| wrong("cublasLtCreate", e))?;
         // SAFETY: Any size may be asked for.

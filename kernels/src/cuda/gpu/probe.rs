@@ -13,13 +13,11 @@ pub fn probe() -> Facts {
     if libraries::load(Which::Driver).is_none() {
         return facts;
     }
-    let mut version = 0;
-    // SAFETY: A place for a number; the library is loaded.
-    if unsafe { sys::cuDriverGetVersion(&raw mut version) } != sys::CUresult::CUDA_SUCCESS {
+    facts.driver = libraries::driver_release();
+    if facts.driver.is_none() {
         facts.driver_trouble = Some("the driver does not tell its version".to_owned());
         return facts;
     }
-    facts.driver = Some([version / 1000, version % 1000 / 10]);
     if let Ok(compiler) = Compiler::new() {
         facts.nvrtc = Some(compiler.version());
         facts.architectures = compiler.architectures().unwrap_or_default();

@@ -27,12 +27,26 @@ pub(super) fn of(found: &Value) -> String {
             line(&mut text, format_args!("{name} was skipped: {reason}."));
         }
     }
+    if let Some(ended) = found["torch"]["ended"].as_str() {
+        line(&mut text, format_args!("PyTorch did not come to its end: {ended}."));
+    }
+    for part in ["speed", "training", "generation", "curve"] {
+        if let Some(reason) = found[part]["failed"].as_str() {
+            line(&mut text, format_args!("{part} failed: {reason}."));
+        }
+    }
     if let Some(tools) =
         found["sanitizer"].as_object().filter(|tools| !tools.contains_key("skipped"))
     {
         for (tool, result) in tools {
-            let clean = if result["clean"] == true { "clean" } else { "NOT clean" };
-            line(&mut text, format_args!("{tool}: {clean}. {}", text_of(&result["summary"])));
+            let clean = match result["clean"].as_bool() {
+                Some(true) => "clean",
+                Some(false) => "NOT clean",
+                None => "unknown",
+            };
+            let about = [&result["summary"], &result["unfinished"]];
+            let about = about.into_iter().find_map(Value::as_str).unwrap_or_default();
+            line(&mut text, format_args!("{tool}: {clean}. {about}"));
         }
     }
     text
@@ -113,6 +127,9 @@ fn training(text: &mut String, training: &Value) {
 }
 
 fn generation(text: &mut String, generation: &Value) {
+    if let Some(reason) = generation["skipped"].as_str() {
+        line(text, format_args!("Generation was skipped: {reason}.\n"));
+    }
     let Some(tokens) = generation["tokens_per_s"].as_f64() else { return };
     line(
         text,

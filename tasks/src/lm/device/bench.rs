@@ -43,17 +43,14 @@ pub struct Training {
     pub memory_bytes: u64,
 }
 
-/// Trains the paper's 3 B model for a few steps on as many tokens as `free_bytes` hold; nothing when
-/// they do not hold one row.
+/// Trains the paper's 3 B model for a few steps on as many tokens as the device has memory for;
+/// nothing when it has not enough for one row.
 ///
 /// # Errors
 /// When the device fails.
-pub fn train(
-    device: Arc<dyn Device>,
-    free_bytes: u64,
-    n_steps: usize,
-) -> Result<Option<Training>, Error> {
+pub fn train(device: Arc<dyn Device>, n_steps: usize) -> Result<Option<Training>, Error> {
     let config = Preset::B3.config();
+    let free_bytes = device.free_bytes()?;
     let fits =
         |capacity: &usize| DeviceModel::bytes(&config, *capacity) + SPARE_BYTES <= free_bytes;
     let Some(n_tokens) = CAPACITIES.into_iter().find(fits) else { return Ok(None) };
@@ -140,20 +137,30 @@ pub struct Generation {
     pub seconds: f64,
 }
 
-/// Makes texts with the paper's 3 B model: prompts of `n_prompt` tokens, continued by `n_new`.
+/// Makes texts with the paper's 3 B model: prompts of `n_prompt` tokens, continued by `n_new`, at most
+/// `n_slots_max` at a time and as many as the device has memory for; nothing when it has not enough
+/// for one.
 ///
 /// # Errors
-/// When the device fails or has not enough memory.
+/// When the device fails.
 pub fn generate(
     device: &Arc<dyn Device>,
-    n_slots: usize,
+    n_slots_max: usize,
     [n_prompt, n_new]: [usize; 2],
-) -> Result<Generation, Error> {
+) -> Result<Option<Generation>, Error> {
     /// Prompts that are computed together.
     const PROMPTS: usize = 8;
     let config = Preset::B3.config();
     let n_pages = (n_prompt + n_new).div_ceil(16);
-    let n_rows = (PROMPTS * n_prompt).max(n_slots);
+    let n_rows = |n_slots: usize| (PROMPTS * n_prompt).max(n_slots);
+    let free_bytes = device.free_bytes()?;
+    let fits = |n_slots: &usize| {
+        let sizes = [n_rows(*n_slots), *n_slots];
+        DeviceDecoder::bytes(&config, n_slots * n_pages, sizes) + SPARE_BYTES <= free_bytes
+    };
+    let halves = std::iter::successors(Some(n_slots_max), |n| Some(n / 2).filter(|n| *n > 0));
+    let Some(n_slots) = halves.into_iter().find(fits) else { return Ok(None) };
+    let n_rows = n_rows(n_slots);
     let weights = made_up(&config);
     let decoder =
         DeviceDecoder::new(Arc::clone(device), &weights, n_slots * n_pages, [n_rows, n_slots])?;
@@ -193,7 +200,7 @@ pub fn generate(
         }
     }
     let seconds = started.elapsed().as_secs_f64();
-    Ok(Generation { n_slots, n_tokens: [n_prompt, n_new], prefill_seconds, seconds })
+    Ok(Some(Generation { n_slots, n_tokens: [n_prompt, n_new], prefill_seconds, seconds }))
 }
 
 /// The small model of [`curve`]: the reference model of BENCHMARKS.md with a smaller vocabulary.

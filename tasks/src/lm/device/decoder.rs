@@ -1,14 +1,15 @@
 //! Token-by-token inference on a device, over a paged cache of keys and values.
 //!
-//! What a row gets does not depend on the other rows of its step: products are computed a row at a
-//! time for all that their sums show, attention and sampling are by row. Random numbers are drawn on
-//! the device, and equal the CPU's.
+//! Attention and sampling are by row, and random numbers equal the CPU's. Products are not: a GPU's
+//! library plans them by the number of rows, so the last bits of a row can depend on how many rows a
+//! step has. On the emulator they do not.
 
 use std::sync::Arc;
 
 use half::bf16;
 use kernels::attention::cuda::Documents;
 use kernels::attention::{self, Heads};
+use kernels::cuda::memory::Arena;
 use kernels::cuda::product::{Layout, Product, Target};
 use kernels::cuda::{Buffer, Device, Error};
 use kernels::decode::cuda::{LayerCache, Step};
@@ -20,7 +21,7 @@ use kernels::sampling::{self, Policy};
 use kernels::{decode, embedding, rms_norm, swiglu};
 
 use super::forward::{DOWN, GATE_UP, INPUT_NORM, O, POST_NORM, QKV};
-use super::{BLOCK_PARTS, DeviceModel};
+use super::{BLOCK_PARTS, DeviceModel, Planner};
 use crate::lm::weights::Part;
 use crate::lm::{Config, Weights};
 
@@ -83,23 +84,24 @@ impl DeviceDecoder {
     ) -> Result<Self, Error> {
         let config = weights.config().clone();
         DeviceModel::supports(&config).unwrap_or_else(|reason| panic!("checked before: {reason}"));
-        let rounded: Vec<bf16> = weights.data().iter().map(|&x| bf16::from_f32(x)).collect();
-        let rounded = Buffer::of(&*device, &rounded)?;
+        let size_bytes = Self::bytes(&config, n_pages, [n_rows, n_logits]) as usize;
+        let mut arena = Arena::new(&*device, size_bytes)?;
+        let buffers =
+            Buffers::new(&config, n_pages, [n_rows, n_logits], &mut Planner::Take(&mut arena));
+        let Buffers { rounded, caches, rows, logits } = buffers.expect("an arena gives buffers");
+        let values: Vec<bf16> = weights.data().iter().map(|&x| bf16::from_f32(x)).collect();
+        rounded.write(&*device, &values)?;
         let table = Table::new(config.rope_theta, config.head_dim, config.context);
         let table = DeviceTable::new(&*device, &table)?;
-        let len = LayerCache::len_of(heads(&config), n_pages);
-        let caches = (0..config.n_layers)
-            .map(|_| {
-                Ok(LayerCache {
-                    keys: Buffer::poisoned(&*device, len)?,
-                    values: Buffer::poisoned(&*device, len)?,
-                })
-            })
-            .collect::<Result<_, Error>>()?;
-        let rows = Rows::new(&*device, &config, n_rows)?;
-        let logits = Buffer::poisoned(&*device, n_logits * config.vocab_size)?;
         let parts = weights.parts();
         Ok(Self { device, config, parts, rounded, table, caches, n_pages, rows, logits })
+    }
+
+    /// Bytes of device memory that [`Self::new`] takes, rotary tables aside.
+    pub fn bytes(config: &Config, n_pages: usize, n_rows_and_logits: [usize; 2]) -> u64 {
+        let mut planner = Planner::Count(0);
+        Buffers::new(config, n_pages, n_rows_and_logits, &mut planner);
+        planner.bytes()
     }
 
     /// Computes whole prompts, `pages` being those of each, and leaves the logits of their last
@@ -275,27 +277,63 @@ impl DeviceDecoder {
     }
 }
 
+/// Every buffer of a decoder, counted or taken.
+struct Buffers {
+    rounded: Buffer<bf16>,
+    caches: Vec<LayerCache>,
+    rows: Rows,
+    logits: Buffer<f32>,
+}
+
+impl Buffers {
+    fn new(
+        config: &Config,
+        n_pages: usize,
+        [n_rows, n_logits]: [usize; 2],
+        planner: &mut Planner<'_>,
+    ) -> Option<Self> {
+        let rounded = planner.take(config.n_parameters() as usize);
+        let len = LayerCache::len_of(heads(config), n_pages);
+        let caches: Vec<Option<LayerCache>> = (0..config.n_layers)
+            .map(|_| {
+                let (keys, values) = (planner.take(len), planner.take(len));
+                Some(LayerCache { keys: keys?, values: values? })
+            })
+            .collect();
+        let rows = Rows::new(config, n_rows, planner);
+        let logits = planner.take(n_logits * config.vocab_size);
+        let caches = caches.into_iter().collect::<Option<_>>()?;
+        Some(Self { rounded: rounded?, caches, rows: rows?, logits: logits? })
+    }
+}
+
 impl Rows {
-    fn new(device: &dyn Device, config: &Config, n: usize) -> Result<Self, Error> {
-        let ids = |n| Buffer::poisoned(device, n);
-        let low = |width: usize| Buffer::poisoned(device, n * width);
-        let high = |width: usize| Buffer::poisoned(device, n * width);
+    fn new(config: &Config, n: usize, planner: &mut Planner<'_>) -> Option<Self> {
         let pages = config.context.div_ceil(16);
-        Ok(Self {
-            ids: [ids(n)?, ids(n)?, ids(3 * n)?],
-            positions: ids(n)?,
-            documents: [ids(n)?, ids(n)?],
-            step: [ids(n)?, ids(n * pages)?, ids(n)?],
-            x: low(config.d_model)?,
-            delta: low(config.d_model)?,
-            normed: low(config.d_model)?,
-            qkv: low(config.qkv_width())?,
-            heads_out: low(config.q_width())?,
-            gate_up: low(2 * config.d_ffn)?,
-            hidden: low(config.d_ffn)?,
-            rstd: high(1)?,
-            qk_rstd: high(config.n_heads + config.n_kv_heads)?,
-            lse: high(config.n_heads)?,
+        let numbers = [n, n, 3 * n, n, n, n, n, n * pages, n].map(|len| planner.take(len));
+        let (d, f) = (config.d_model, config.d_ffn);
+        let low = [d, d, d, config.qkv_width(), config.q_width(), 2 * f, f]
+            .map(|width| planner.take(n * width));
+        let high = [1, config.n_heads + config.n_kv_heads, config.n_heads]
+            .map(|width| planner.take(n * width));
+        let [ids, order, groups, positions, starts, ends, slots, tables, counts] = numbers;
+        let [x, delta, normed, qkv, heads_out, gate_up, hidden] = low;
+        let [rstd, qk_rstd, lse] = high;
+        Some(Self {
+            ids: [ids?, order?, groups?],
+            positions: positions?,
+            documents: [starts?, ends?],
+            step: [slots?, tables?, counts?],
+            x: x?,
+            delta: delta?,
+            normed: normed?,
+            qkv: qkv?,
+            heads_out: heads_out?,
+            gate_up: gate_up?,
+            hidden: hidden?,
+            rstd: rstd?,
+            qk_rstd: qk_rstd?,
+            lse: lse?,
         })
     }
 }

@@ -201,3 +201,23 @@ fn what_the_kernels_cannot_do_is_said() {
     check(|config| config.vocab_size = 41, "`vocab_size` of 41");
     check(|config| config.d_model = 16_384, "above 8192");
 }
+
+/// The benches ask for memory before they make up billions of weights.
+#[test]
+fn a_small_device_is_told_before_anything_is_made() {
+    let dir = tempfile::tempdir().unwrap();
+    let device: Arc<dyn Device> =
+        Arc::new(Emulator::new(dir.path(), Schedule::Forward).limited(4 << 30));
+    assert!(bench::train(Arc::clone(&device), 1).unwrap().is_none());
+    assert!(bench::generate(&device, 128, [1024, 256]).unwrap().is_none());
+}
+
+#[test]
+fn what_does_not_fit_is_an_error_with_both_sizes() {
+    let dir = tempfile::tempdir().unwrap();
+    let (config, limit) = (config(true), 1 << 20);
+    let emulator = Arc::new(Emulator::new(dir.path(), Schedule::Forward).limited(limit));
+    let error = DeviceModel::new(emulator, &weights(&config), 4096).err().unwrap();
+    let needed_bytes = DeviceModel::bytes(&config, 4096);
+    assert_eq!(error, Error::OutOfMemory { needed_bytes, free_bytes: limit });
+}
