@@ -169,7 +169,7 @@ const PINS: &[Pin] = &[
     pin("read_items", 1, "items", Digests(&[("items", "2bb87861d24320ec")])),
     pin(
         "benchmark",
-        2,
+        3,
         "bench_base",
         Figures(1e-3, &[("acc", 0.5), ("acc_bytes", 0.5), ("acc_norm", 0.5), ("n_items", 24.0)]),
     ),
