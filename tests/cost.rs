@@ -176,6 +176,22 @@ fn studies_share_their_prefixes() {
     assert_eq!(known.len(), 2 * shared.len());
 }
 
+/// A larger model is neither the oracle nor a control, which the report would call it.
+#[test]
+fn a_larger_model_is_another_arm() {
+    let place = Place::new();
+    let pipeline = place.pipeline("model-6b.yaml");
+    let run = ["run", pipeline.to_str().unwrap(), "--set", "scale=toy", "--json"];
+    let summary = place.sbp(&run).expect(0).json();
+    let dir = summary["outputs"]["compare"]["comparison"]["path"].as_str().unwrap();
+    let comparison: Value =
+        serde_json::from_str(&read(Path::new(dir).join("comparison.json"))).unwrap();
+    let arms = comparison["arms"].as_array().unwrap();
+    let roles: Vec<&str> = arms.iter().map(|arm| arm["role"].as_str().unwrap()).collect();
+    assert_eq!(roles, ["baseline", "treatment", "other"]);
+    assert_eq!(comparison["contrasts"][0]["role"], "other");
+}
+
 #[test]
 fn a_study_runs_at_toy_scale_and_leaves_measured_rates() {
     let place = Place::new();
