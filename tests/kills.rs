@@ -18,10 +18,13 @@ use crate::harness::{Dice, Place, Ran, number};
 
 const N_NODES: u64 = 200;
 
+/// What nodes read that need no other.
+const ROOT: &str = "  root: {task: bench_file, params: {i: 0, text: root}}\n";
+
 /// A graph of nodes with checkpoints and items, each of which may read three others.
 fn graph(n_nodes: u64, seed: u64, step_ms: u64, journal: &Path) -> String {
     let mut dice = Dice(seed);
-    let mut text = "version: 1\nname: kills\nnodes:\n".to_owned();
+    let mut text = format!("version: 1\nname: kills\nnodes:\n{ROOT}");
     for i in 0..n_nodes {
         let n_steps = dice.roll(4);
         let _ = writeln!(
@@ -32,10 +35,11 @@ fn graph(n_nodes: u64, seed: u64, step_ms: u64, journal: &Path) -> String {
         );
         let needs: std::collections::BTreeSet<u64> =
             (0..dice.roll(4).min(i)).map(|_| dice.roll(i)).collect();
-        if !needs.is_empty() {
-            let needs: Vec<String> = needs.iter().map(|need| format!("n{need}")).collect();
-            let _ = writeln!(text, "    in: [{}]", needs.join(", "));
+        let mut needs: Vec<String> = needs.iter().map(|need| format!("n{need}")).collect();
+        if needs.is_empty() {
+            needs.push("root".to_owned());
         }
+        let _ = writeln!(text, "    in: [{}]", needs.join(", "));
     }
     text
 }
@@ -133,7 +137,7 @@ fn killed_processes_lose_and_repeat_nothing() {
     let undisturbed = new_place();
     undisturbed.sbp(&inline).expect(0);
     let (reference, _) = outcome(&undisturbed);
-    assert_eq!(reference.len() as u64, n_nodes);
+    assert_eq!(reference.len() as u64, n_nodes + 1);
     let undisturbed = new_place();
     let began = Instant::now();
     undisturbed.sbp(&run).expect(0);
@@ -153,7 +157,7 @@ fn killed_processes_lose_and_repeat_nothing() {
         let (digests, finished) = outcome(&place);
         assert_eq!(digests, reference);
         assert!(
-            finished.iter().all(|n| *n == 1) && finished.len() as u64 == n_nodes,
+            finished.iter().all(|n| *n == 1) && finished.len() as u64 == n_nodes + 1,
             "{finished:?}"
         );
         assert_eq!(left_behind(&place), [""; 0]);
@@ -186,7 +190,7 @@ fn a_run_that_stood_still_publishes_nothing() {
         place.write(
             "still.yaml",
             &format!(
-                "version: 1\nname: still\nnodes:\n  slow: {{task: bench_steps, params: {{i: 1, \
+                "version: 1\nname: still\nnodes:\n{ROOT}  slow: {{task: bench_steps, in: [root], params: {{i: 1, \
                  n_steps: 60, step_ms: 40, journal: \"{journal_arg}\"}}}}\n  \
                  after: {{task: bench_steps, in: [slow], params: {{i: 2}}}}\n"
             ),
@@ -210,9 +214,9 @@ fn a_run_that_stood_still_publishes_nothing() {
         let status = first.wait().unwrap();
         assert!(status.success(), "{executor}: {:?}", place.said());
         let said: Value = serde_json::from_str(place.said().stdout.trim()).unwrap();
-        assert_eq!((&said["ran"], &said["cached"]), (&0.into(), &2.into()), "{executor}");
+        assert_eq!((&said["ran"], &said["cached"]), (&1.into(), &2.into()), "{executor}");
         let (digests, finished) = outcome(&place);
-        assert_eq!((digests, finished), (reference, vec![1, 1]), "{executor}");
+        assert_eq!((digests, finished), (reference, vec![1, 1, 1]), "{executor}");
         assert_eq!(left_behind(&place), [""; 0]);
     }
 }
@@ -316,8 +320,8 @@ fn a_full_disk_spoils_nothing_at_any_write() {
         let mut n_full = 0;
         for size in 0..n_sizes {
             let _ = fs::remove_dir_all(&dir);
-            // Leaves between nothing and 640 KiB, which is more than the run needs.
-            fill(disk.path(), 640 * 1024 * size / n_sizes);
+            // Leaves between nothing and 1,600 KiB, which is more than the run needs.
+            fill(disk.path(), 1600 * 1024 * size / n_sizes);
             let ran = place.sbp(&run);
             if ran.code != Some(0) {
                 n_full += 1;
