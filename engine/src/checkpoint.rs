@@ -117,10 +117,15 @@ impl CheckpointStore {
         seal(&partial)?;
         let target = self.step_dir(step);
         remove_dir(&target)?;
-        fs::rename(&partial, &target)?;
+        match fs::rename(&partial, &target) {
+            // An attempt beside this one saved the same step, and so the same files, a moment ago.
+            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => remove_dir(&partial)?,
+            renamed => renamed?,
+        }
         File::open(&self.dir)?.sync_all()?;
         for older in self.steps()?.into_iter().filter(|&older| older < step) {
-            remove_dir(&self.step_dir(older))?;
+            // It only takes space, and an attempt beside this one may be removing it too.
+            let _ = remove_dir(&self.step_dir(older));
         }
         Ok(())
     }
@@ -172,9 +177,12 @@ impl CheckpointStore {
 
     /// Removes what this attempt and those before it left half written.
     fn remove_partial(&self) -> io::Result<()> {
-        for (name, epoch) in self.numbered(PARTIAL)? {
-            if epoch <= self.epoch {
-                remove_dir(&self.dir.join(name))?;
+        let earlier = self.numbered(PARTIAL)?.into_iter().filter(|(_, epoch)| *epoch <= self.epoch);
+        for (name, epoch) in earlier {
+            // Whoever took over cannot wait for one that still writes.
+            let removed = remove_dir(&self.dir.join(name));
+            if epoch == self.epoch {
+                removed?;
             }
         }
         Ok(())
