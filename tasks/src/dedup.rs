@@ -2,12 +2,16 @@
 //!
 //! Two documents are exact duplicates when their normalised texts (lower-case words) are equal, near
 //! duplicates when the Jaccard similarity of their sets of 5-word shingles reaches `min_jaccard`.
-//! Candidates come from `MinHash` signatures of 14 bands of 8 values, the defaults of datatrove's
-//! `minhash.py`: a pair of similarity J is one with probability 1 - (1 - J^8)^14. Every candidate is
-//! verified on the full sets, so that no document is dropped on an estimate. Clusters are the
-//! connected components of verified pairs.
+//! Candidates come from `MinHash` signatures of `bands` bands of `band_values` values: a pair of
+//! similarity J is one with probability 1 - (1 - J^values)^bands. The defaults are those of
+//! datatrove's `minhash.py`. Every candidate is verified on the full sets, so that no document is
+//! dropped on an estimate. Clusters are the connected components of verified pairs.
+//!
+//! In memory are some 40 bytes a document, and a signature of each document that shares a band with
+//! another; signatures of all and the sets of those lie in scratch files.
 
 mod minhash;
+mod near;
 
 use std::fs::File;
 use std::io::Write;
@@ -23,11 +27,13 @@ use serde_json::json;
 
 use crate::corpus::{Corpus, CorpusWriter, Document};
 use crate::cost::{fact, figure, unit};
-use crate::format::container::{Column, Container, Writer};
-use minhash::{Bands, MinHash, N_BANDS, Shingles};
+use minhash::MinHash;
+use near::Near;
 
 /// Text hashed between two looks at the cancel token, in bytes.
 const BATCH_BYTES: usize = 4 << 20;
+/// Documents that a thread takes at a time.
+const CHUNK_DOCUMENTS: usize = 16;
 
 /// Removes exact and near duplicates.
 pub struct Dedup;
@@ -42,6 +48,12 @@ pub struct Params {
     /// Jaccard similarity of 5-word shingles from which documents are near duplicates.
     #[serde(default = "default_min_jaccard")]
     pub min_jaccard: f64,
+    /// Bands of a signature: with more, fewer similar pairs are missed and more are compared.
+    #[serde(default = "default_bands")]
+    pub bands: usize,
+    /// Values in a band: with more, the chance to be compared rises more steeply with similarity.
+    #[serde(default = "default_band_values")]
+    pub band_values: usize,
     /// Seed of the hash functions.
     #[serde(default)]
     pub seed: u64,
@@ -62,9 +74,20 @@ fn default_min_jaccard() -> f64 {
     0.75
 }
 
+fn default_bands() -> usize {
+    14
+}
+
+fn default_band_values() -> usize {
+    8
+}
+
+/// Most bands, and most values in one.
+const BANDS_MAX: usize = 256;
+
 impl Task for Dedup {
     const KIND: &'static str = "dedup";
-    const REVISION: u32 = 2;
+    const REVISION: u32 = 3;
     const SUMMARY: &'static str = "removes exact and near duplicates";
     const DETERMINISM: Determinism = Determinism::Bitwise;
     const INPUTS: &'static [Port] = &[Port::one("corpus", "corpus", "documents")];
@@ -73,11 +96,16 @@ impl Task for Dedup {
     type Params = Params;
 
     fn check(params: &Params) -> Result<(), ParamError> {
-        if params.min_jaccard > 0.0 && params.min_jaccard <= 1.0 {
-            return Ok(());
+        if !(params.min_jaccard > 0.0 && params.min_jaccard <= 1.0) {
+            let message = format!("{} is not above 0 and at most 1", params.min_jaccard);
+            return Err(ParamError::new("min_jaccard", message));
         }
-        let message = format!("{} is not above 0 and at most 1", params.min_jaccard);
-        Err(ParamError::new("min_jaccard", message))
+        for (name, value) in [("bands", params.bands), ("band_values", params.band_values)] {
+            if value == 0 || value > BANDS_MAX {
+                return Err(ParamError::new(name, format!("{value} is not in 1..={BANDS_MAX}")));
+            }
+        }
+        Ok(())
     }
 
     fn cost(_: &Params, inputs: &Predicted) -> Estimate {
@@ -91,138 +119,112 @@ impl Task for Dedup {
 
     fn run(ctx: &mut Context, params: &Params, inputs: &Inputs) -> Result<Outputs, Failure> {
         let corpus = Corpus::open(inputs.one("corpus"))?;
-        let scratch = ctx.scratch()?.join("shingles.sbp");
-        let index = Index::build(ctx, &corpus, params, &scratch)?;
-        let mut clusters = Clusters::new(index.exact.len());
-        let n_exact = index.join_exact(&mut clusters);
-        let mut n_candidates = 0;
-        if params.method == Method::Near {
-            let shingles = Container::open(&scratch, SCRATCH_KIND, SCRATCH_VERSION)?;
-            n_candidates = join_near(ctx, &index, &shingles, params, &mut clusters)?;
+        if corpus.n_documents() >= u64::from(u32::MAX) {
+            let message = format!("{} documents; the index holds 2^32 - 2", corpus.n_documents());
+            return Err(Failure::permanent(message).help("split the corpus first"));
         }
+        let mut near = match params.method {
+            Method::Near => Some(Near::new(params, ctx.scratch()?)?),
+            Method::Exact => None,
+        };
+        let index = Index::build(ctx, &corpus, near.as_mut())?;
+        let mut clusters = Clusters::new(index.ids.len());
+        let is_exact = join_exact(&index.exact, &mut clusters);
+        let ids = index.ids;
+        let n_compared = match near {
+            Some(near) => near.join(ctx, &corpus, params, &is_exact, &mut clusters)?,
+            None => 0,
+        };
         let dir = ctx.out("corpus")?;
-        let n_documents = write_kept(ctx, &corpus, &index, &mut clusters, &dir)?;
+        let n_documents = write_kept(ctx, &corpus, (&ids, &is_exact), &mut clusters, &dir)?;
+        let n_exact = is_exact.iter().filter(|exact| **exact).count() as u64;
         let n_dropped = corpus.n_documents() - n_documents;
         Ok(Outputs::default()
+            .metric(unit::TEXT_BYTES, corpus.text_bytes() as f64)
             .metric("n_documents", n_documents as f64)
             .metric("n_exact", n_exact as f64)
             .metric("n_near", (n_dropped - n_exact) as f64)
-            .metric("n_candidates", n_candidates as f64))
+            .metric("n_candidates", n_compared as f64))
     }
 }
 
-const SCRATCH_KIND: &str = "shingles";
-const SCRATCH_VERSION: u32 = 1;
-
-/// What is kept in memory of every document; shingle sets lie in the scratch file.
+/// What is kept in memory of every document.
+#[derive(Default)]
 struct Index {
     ids: Vec<u64>,
     /// Digest of the normalised text.
     exact: Vec<u128>,
-    bands: Vec<Bands>,
 }
 
 impl Index {
-    fn build(
-        ctx: &Context,
-        corpus: &Corpus,
-        params: &Params,
-        scratch: &Path,
-    ) -> Result<Self, Failure> {
-        let minhash = MinHash::new(params.seed);
+    /// Reads the corpus once; `near` takes the signatures.
+    fn build(ctx: &Context, corpus: &Corpus, mut near: Option<&mut Near>) -> Result<Self, Failure> {
         let pool = Pool::new(ctx.n_threads());
-        let mut writer = Writer::create(scratch, SCRATCH_KIND, SCRATCH_VERSION)?;
-        writer.begin::<u64>("shingles")?;
-        let mut offsets = Column::new(ctx.scratch()?)?;
-        let mut offset = 0_u64;
-        offsets.push(0)?;
-        let mut index = Self { ids: Vec::new(), exact: Vec::new(), bands: Vec::new() };
+        let minhash = near.as_ref().map(|near| near.minhash());
+        let mut index = Self::default();
         let mut documents = corpus.documents();
         loop {
             ctx.check_cancelled()?;
             let batch = documents.next_batch(BATCH_BYTES)?;
             if batch.is_empty() {
-                break;
+                return Ok(index);
             }
-            let mut hashed: Vec<(Shingles, Bands)> =
-                batch.iter().map(|_| (Shingles::default(), [0; N_BANDS])).collect();
-            pool.for_chunks(&mut hashed, 16, |chunk, slots| {
-                for (slot, document) in slots.iter_mut().zip(&batch[chunk * 16..]) {
-                    let shingles = Shingles::of(&document.text);
-                    let bands = minhash.bands(&shingles);
-                    *slot = (shingles, bands);
+            let mut hashed: Vec<Hashed> = Vec::new();
+            hashed.resize_with(batch.len(), Hashed::default);
+            pool.for_chunks(&mut hashed, CHUNK_DOCUMENTS, |chunk, slots| {
+                let documents = &batch[chunk * CHUNK_DOCUMENTS..];
+                for (slot, document) in slots.iter_mut().zip(documents) {
+                    *slot = Hashed::of(document, minhash.as_ref());
                 }
             });
-            for (document, (shingles, bands)) in batch.iter().zip(hashed) {
-                writer.extend(shingles.as_slice())?;
-                offset += shingles.as_slice().len() as u64;
-                offsets.push(offset)?;
+            for (document, hashed) in batch.iter().zip(hashed) {
                 index.ids.push(document.id);
-                index.exact.push(shingles.text_digest());
-                index.bands.push(bands);
+                index.exact.push(hashed.digest);
+                if let Some(near) = &mut near {
+                    near.push(hashed.bands.as_deref())?;
+                }
             }
             ctx.progress(index.ids.len() as u64, corpus.n_documents(), "documents");
         }
-        writer.column("offsets", offsets)?;
-        writer.finish(&0_u64)?;
-        Ok(index)
     }
+}
 
-    /// Joins documents of equal text; returns how many are not the first of theirs.
-    fn join_exact(&self, clusters: &mut Clusters) -> u64 {
-        let mut order: Vec<usize> = (0..self.exact.len()).collect();
-        order.sort_unstable_by_key(|&i| (self.exact[i], i));
-        let mut n_exact = 0;
-        for pair in order.windows(2).filter(|pair| self.exact[pair[0]] == self.exact[pair[1]]) {
+#[derive(Default)]
+struct Hashed {
+    digest: u128,
+    /// `None` for a text without words, which has no shingles.
+    bands: Option<Vec<u64>>,
+}
+
+impl Hashed {
+    fn of(document: &Document, minhash: Option<&MinHash>) -> Self {
+        let words = minhash::Words::of(&document.text);
+        let digest = words.text_digest(&document.text);
+        let bands = minhash.filter(|_| !words.is_empty());
+        Self { digest, bands: bands.map(|minhash| minhash.bands(&words.shingles())) }
+    }
+}
+
+/// Joins documents of equal text; tells which are not the first of theirs.
+fn join_exact(exact: &[u128], clusters: &mut Clusters) -> Vec<bool> {
+    let mut order: Vec<u32> = (0..exact.len() as u32).collect();
+    order.sort_unstable_by_key(|&i| (exact[i as usize], i));
+    let mut is_exact = vec![false; exact.len()];
+    for pair in order.windows(2) {
+        if exact[pair[0] as usize] == exact[pair[1] as usize] {
             clusters.join(pair[0], pair[1]);
-            n_exact += 1;
+            is_exact[pair[1] as usize] = true;
         }
-        n_exact
     }
+    is_exact
 }
 
-/// Joins documents that share a band and are similar enough; returns how many pairs were compared.
-fn join_near(
-    ctx: &Context,
-    index: &Index,
-    shingles: &Container,
-    params: &Params,
-    clusters: &mut Clusters,
-) -> Result<u64, Failure> {
-    let offsets: &[u64] = shingles.section("offsets")?;
-    let all: &[u64] = shingles.section("shingles")?;
-    let set = |i: usize| &all[offsets[i] as usize..offsets[i + 1] as usize];
-    // Exact duplicates have equal bands; the first of each stands for all.
-    let first: Vec<usize> = (0..index.ids.len()).filter(|&i| clusters.root(i) == i).collect();
-    let mut n_compared = 0_u64;
-    for band in 0..N_BANDS {
-        let mut order = first.clone();
-        order.sort_unstable_by_key(|&i| (index.bands[i][band], i));
-        let same = |a: &usize, b: &usize| index.bands[*a][band] == index.bands[*b][band];
-        for bucket in order.chunk_by(same).filter(|bucket| bucket.len() > 1) {
-            for (j, &b) in bucket.iter().enumerate() {
-                ctx.check_cancelled()?;
-                for &a in &bucket[..j] {
-                    if clusters.root(a) == clusters.root(b) {
-                        continue;
-                    }
-                    n_compared += 1;
-                    if minhash::jaccard(set(a), set(b)) >= params.min_jaccard {
-                        clusters.join(a, b);
-                    }
-                }
-            }
-        }
-        ctx.progress(band as u64 + 1, N_BANDS as u64, "bands");
-    }
-    Ok(n_compared)
-}
-
-/// Writes the first document of each cluster, and of every other which one it repeats.
+/// Writes the first document of each cluster, and of every other which one stands for it, and
+/// whether its words are those of an earlier document.
 fn write_kept(
     ctx: &Context,
     corpus: &Corpus,
-    index: &Index,
+    (ids, is_exact): (&[u64], &[bool]),
     clusters: &mut Clusters,
     dir: &Path,
 ) -> Result<u64, Failure> {
@@ -235,12 +237,12 @@ fn write_kept(
         if i % 1024 == 0 {
             ctx.check_cancelled()?;
         }
-        let root = clusters.root(i);
+        let root = clusters.root(i as u32) as usize;
         if root == i {
             writer.push(&document)?;
         } else {
-            let how = if index.exact[root] == index.exact[i] { "exact" } else { "near" };
-            let (id, kept) = (document.id, index.ids[root]);
+            let how = if is_exact[i] { "exact" } else { "near" };
+            let (id, kept) = (document.id, ids[root]);
             let line =
                 json!({"id": format!("{id:016x}"), "kept": format!("{kept:016x}"), "how": how});
             writeln!(duplicates, "{line}").map_err(fail)?;
@@ -251,80 +253,28 @@ fn write_kept(
 }
 
 /// Disjoint sets of documents, each known by its earliest member.
-struct Clusters(Vec<usize>);
+struct Clusters(Vec<u32>);
 
 impl Clusters {
     fn new(n: usize) -> Self {
-        Self((0..n).collect())
+        Self((0..n as u32).collect())
     }
 
     /// The earliest member of `i`'s set.
-    fn root(&mut self, mut i: usize) -> usize {
-        while self.0[i] != i {
+    fn root(&mut self, mut i: u32) -> u32 {
+        while self.0[i as usize] != i {
             // Halving the path keeps later look-ups short.
-            self.0[i] = self.0[self.0[i]];
-            i = self.0[i];
+            self.0[i as usize] = self.0[self.0[i as usize] as usize];
+            i = self.0[i as usize];
         }
         i
     }
 
-    fn join(&mut self, a: usize, b: usize) {
+    fn join(&mut self, a: u32, b: u32) {
         let (a, b) = (self.root(a), self.root(b));
-        self.0[a.max(b)] = a.min(b);
+        self.0[a.max(b) as usize] = a.min(b);
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use engine::task::testbed::Bench;
-    use serde_json::Value;
-
-    use super::*;
-    use crate::corpus::tests::write_texts;
-
-    fn kept(texts: &[&str], params: &Value, n_threads: usize) -> Vec<u64> {
-        let dir = tempfile::tempdir().unwrap();
-        let corpus = dir.path().join("corpus");
-        write_texts(&corpus, texts.iter().copied());
-        let mut bench = Bench::new(dir.path()).input("corpus", &corpus);
-        bench.n_threads = n_threads;
-        bench.run::<Dedup>(params).unwrap();
-        let kept = Corpus::open(&bench.out("corpus")).unwrap();
-        kept.documents().map(|document| document.unwrap().id).collect()
-    }
-
-    #[test]
-    fn the_earliest_is_kept() {
-        let long = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen \
-                    fifteen sixteen seventeen eighteen nineteen twenty";
-        let near = long.to_owned() + " twenty-one";
-        let texts = [long, "other words here", "Other  words, HERE!", &near, "", "short", "SHORT"];
-        assert_eq!(kept(&texts, &json!({}), 2), [0, 1, 4, 5]);
-        assert_eq!(kept(&texts, &json!({"method": "exact"}), 1), [0, 1, 3, 4, 5]);
-        assert_eq!(kept(&texts, &json!({"min_jaccard": 1.0}), 1), [0, 1, 3, 4, 5]);
-    }
-
-    /// Decisions on planted near duplicates are those of `datasketch`'s LSH with exact Jaccard.
-    #[test]
-    fn equals_datasketch() {
-        let golden: Value =
-            serde_json::from_str(include_str!("../tests/goldens/dedup.json")).unwrap();
-        let texts: Vec<&str> =
-            golden["texts"].as_array().unwrap().iter().map(|text| text.as_str().unwrap()).collect();
-        let expected: Vec<u64> = serde_json::from_value(golden["kept"].clone()).unwrap();
-        assert!(expected.len() < texts.len());
-        for n_threads in [1, 3] {
-            assert_eq!(kept(&texts, &json!({"min_jaccard": 0.7}), n_threads), expected);
-        }
-        for seed in 1..4 {
-            assert_eq!(kept(&texts, &json!({"min_jaccard": 0.7, "seed": seed}), 2), expected);
-        }
-    }
-
-    #[test]
-    fn wrong_thresholds_are_refused() {
-        let dir = tempfile::tempdir().unwrap();
-        let failure = Bench::new(dir.path()).run::<Dedup>(&json!({"min_jaccard": 0.0}));
-        assert!(failure.unwrap_err().message.contains("0 is not above 0 and at most 1"));
-    }
-}
+mod tests;

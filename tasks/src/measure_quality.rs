@@ -16,9 +16,11 @@
 //! rules need no judge and are exactly repeatable, but see words, not meaning.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::convert::Infallible;
 use std::path::Path;
 
 use engine::task::{Context, Determinism, Failure, Inputs, Outputs, ParamError, Port, Task};
+use kernels::Pool;
 use kernels::philox::Philox;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -27,18 +29,20 @@ use crate::corpus::{Corpus, Document, read_json, write_json};
 use crate::decode::Codec;
 use crate::format::Error;
 use crate::format::tokens::Tokens;
-use crate::shingle::{self, Shingles, WINDOW_TOKENS};
+use crate::shingle::{self, Shingles, WINDOW_TOKENS, duplicates};
 use crate::tfidf::{self, Counts, Frequencies};
 use crate::{rows, stats};
 
 /// Jaccard similarity of duplicates, of the paper's Table 2.
-const DUPLICATE_JACCARD: f64 = 0.6;
+pub(crate) const DUPLICATE_JACCARD: f64 = 0.6;
 /// Words of a window for Jaccard similarity; the paper does not say.
-const DUPLICATE_WORDS: usize = 5;
+pub(crate) const DUPLICATE_WORDS: usize = 5;
 /// Share of a document's windows found in real documents that makes it regurgitated.
 const REGURGITATED_SHARE: f64 = 0.5;
 /// A sentence that occurs more often is a repetition; the paper's judge is told the same.
 const SENTENCE_REPEATS_MAX: usize = 3;
+/// Text read at a time, in bytes.
+const BATCH_BYTES: usize = 4 << 20;
 /// Random real documents that the seed is compared with.
 const N_RANDOM: u64 = 20;
 
@@ -189,20 +193,21 @@ impl Task for MeasureQuality {
         chosen.truncate(params.n_items as usize);
         chosen.sort_unstable();
         let rng = Philox::new(params.seed, "quality random documents");
-        let (mut items, mut sets) = (Vec::new(), Vec::with_capacity(n));
+        let mut items = Vec::new();
         let mut next_chosen = chosen.into_iter().peekable();
         for (i, document) in corpus.documents().enumerate() {
             let document = document?;
-            sets.push(shingle::word_windows(&document.text, DUPLICATE_WORDS));
             if next_chosen.next_if_eq(&i).is_some() {
-                items.push(real.measure(&codec, &document, &sets[i], rng.fork(i as u64))?);
+                items.push(real.measure(&codec, &document, rng.fork(i as u64))?);
             }
             if i % 32 == 0 {
                 ctx.check_cancelled()?;
                 ctx.progress(i as u64, n as u64, "documents");
             }
         }
-        let quality = summarize(&items, &sets, &real);
+        let pool = Pool::new(ctx.n_threads());
+        let duplicates = [duplicates_of(ctx, &pool, &corpus)?, real.duplicates(&pool, n)];
+        let quality = summarize(&items, &real, duplicates);
         let dir = ctx.out("quality")?;
         rows::write(&dir.join("items.jsonl.zst"), &items)?;
         write_json(&dir.join("quality.json"), &quality)?;
@@ -281,13 +286,7 @@ impl Real {
         })
     }
 
-    fn measure(
-        &self,
-        codec: &Codec,
-        document: &Document,
-        set: &[u64],
-        rng: Philox,
-    ) -> Result<Item, Failure> {
+    fn measure(&self, codec: &Codec, document: &Document, rng: Philox) -> Result<Item, Failure> {
         let plain = shingle::normalize(&document.text);
         let ids = codec.encode(&plain)?;
         let shingles = Shingles::new(ids, WINDOW_TOKENS);
@@ -311,7 +310,8 @@ impl Real {
             beaten: None,
         };
         if let Some(seed) = seed {
-            let jaccard = shingle::jaccard(set, &self.sets[seed]);
+            let set = shingle::word_windows(&document.text, DUPLICATE_WORDS);
+            let jaccard = shingle::jaccard(&set, &self.sets[seed]);
             item.seed_jaccard = Some(jaccard);
             item.copies_seed = Some(jaccard >= DUPLICATE_JACCARD || plain == self.normalized[seed]);
             let own = self.frequencies.weigh(&tfidf::words(&document.text), |_| true);
@@ -327,6 +327,16 @@ impl Real {
             item.seed_cosine = Some(with_seed);
         }
         Ok(item)
+    }
+
+    /// Which of the first `n` real documents repeat an earlier one.
+    fn duplicates(&self, pool: &Pool, n: usize) -> Vec<bool> {
+        let sets = &self.sets[..n.min(self.sets.len())];
+        let found = duplicates::find::<Infallible>(pool, sets.len(), DUPLICATE_JACCARD, |visit| {
+            visit(sets);
+            Ok(())
+        });
+        found.unwrap_or_else(|never| match never {})
     }
 
     /// Index of the document's seed; `None` when it was written without one.
@@ -367,20 +377,36 @@ fn unsupported(numbers: &BTreeSet<String>, is_known: impl Fn(&str) -> bool) -> O
     (!numbers.is_empty()).then(|| !numbers.iter().all(|number| is_known(number)))
 }
 
-fn summarize(items: &[Item], sets: &[Vec<u64>], real: &Real) -> Quality {
+/// Which documents of a corpus repeat an earlier one.
+fn duplicates_of(ctx: &Context, pool: &Pool, corpus: &Corpus) -> Result<Vec<bool>, Failure> {
+    let n = corpus.n_documents() as usize;
+    duplicates::find(pool, n, DUPLICATE_JACCARD, |visit| {
+        let mut documents = corpus.documents();
+        loop {
+            ctx.check_cancelled()?;
+            let batch = documents.next_batch(BATCH_BYTES)?;
+            if batch.is_empty() {
+                return Ok(());
+            }
+            let texts: Vec<&str> = batch.iter().map(|document| document.text.as_str()).collect();
+            visit(&duplicates::windows(pool, &texts, DUPLICATE_WORDS));
+        }
+    })
+}
+
+fn summarize(items: &[Item], real: &Real, [duplicate, duplicate_real]: [Vec<bool>; 2]) -> Quality {
     let beaten: Vec<u64> = items.iter().filter_map(|item| item.beaten).collect();
     let win_rate = (!beaten.is_empty())
         .then(|| beaten.iter().sum::<u64>() as f64 / (beaten.len() as u64 * N_RANDOM) as f64);
     let mut lengths: Vec<f64> = items.iter().map(|item| item.tokens as f64).collect();
     lengths.sort_unstable_by(f64::total_cmp);
     let names = [("p5", 0.05), ("p50", 0.5), ("p95", 0.95), ("max", 1.0)];
-    let n_real = sets.len().min(real.sets.len());
     Quality {
-        n_documents: sets.len() as u64,
+        n_documents: duplicate.len() as u64,
         repetition: Rate::of(items.iter().map(|i| i.repeated_sentence || i.repeated_window)),
         repetition_real: Rate::of(real.repeats.iter().copied()),
-        duplicate: Rate::of(shingle::duplicates(sets, DUPLICATE_JACCARD)),
-        duplicate_real: Rate::of(shingle::duplicates(&real.sets[..n_real], DUPLICATE_JACCARD)),
+        duplicate: Rate::of(duplicate),
+        duplicate_real: Rate::of(duplicate_real),
         pair_copying: Rate::of(items.iter().filter_map(|item| item.copies_seed)),
         unsupported: Rate::of(items.iter().filter_map(|item| item.unsupported)),
         unsupported_real: Rate::of(real.unsupported.iter().copied()),

@@ -5,6 +5,8 @@
 //! one window as a whole, so that equal short texts are still recognized. Windows are compared by a
 //! hash first and by their tokens then.
 
+pub mod duplicates;
+
 use std::collections::HashMap;
 
 use kernels::minhash;
@@ -17,14 +19,20 @@ pub fn normalize(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut gap = false;
     for c in text.chars() {
-        if c.is_whitespace() {
-            gap = true;
-        } else if c.is_alphabetic() {
+        // Most of most texts, and cheaper to tell.
+        let is_letter = c.is_ascii_alphabetic() || (!c.is_ascii() && c.is_alphabetic());
+        if is_letter {
             if gap && !out.is_empty() {
                 out.push(' ');
             }
             gap = false;
-            out.extend(c.to_lowercase());
+            if c.is_ascii() {
+                out.push(c.to_ascii_lowercase());
+            } else {
+                out.extend(c.to_lowercase());
+            }
+        } else if c.is_whitespace() {
+            gap = true;
         }
     }
     out
@@ -122,70 +130,41 @@ impl Shingles {
 /// A text of fewer words is one window as a whole. Words are what [`normalize`] leaves between spaces.
 pub fn word_windows(text: &str, n: usize) -> Vec<u64> {
     let normalized = normalize(text);
-    let words: Vec<u32> = normalized.split(' ').map(|word| blake3_u32(word.as_bytes())).collect();
-    let mut windows: Vec<u64> = Shingles::new(words, n).hashes().collect();
+    let words: Vec<u32> =
+        normalized.as_bytes().split(|&byte| byte == b' ').map(word_hash).collect();
+    let mut windows = Vec::new();
+    minhash::windows(&words, n.min(words.len()), &mut windows);
+    windows.sort_unstable();
     windows.dedup();
     windows
 }
 
-fn blake3_u32(bytes: &[u8]) -> u32 {
-    u32::from_le_bytes(*blake3::hash(bytes).as_bytes().first_chunk().expect("32 bytes hold 4"))
+/// Multiplies to 128 bits and folds the halves: every input bit reaches every output bit.
+fn word_hash(word: &[u8]) -> u32 {
+    let mix = |a: u64| {
+        let product = u128::from(a) * 0x9e37_79b9_7f4a_7c15_u128;
+        (product >> 64) as u64 ^ product as u64
+    };
+    let (eights, rest) = word.as_chunks::<8>();
+    let mut last = [0; 8];
+    last[..rest.len()].copy_from_slice(rest);
+    let start = mix(word.len() as u64 ^ 0xcbf2_9ce4_8422_2325);
+    let eights = eights.iter().chain([&last]);
+    let hash = eights.fold(start, |hash, eight| mix(hash ^ u64::from_le_bytes(*eight)));
+    (hash ^ (hash >> 32)) as u32
 }
 
 /// Elements in both, over elements in either, of two sorted sets; 1 for two empty ones.
 pub fn jaccard(a: &[u64], b: &[u64]) -> f64 {
     let (mut i, mut j, mut both) = (0, 0, 0);
+    // Without a branch on the order, which is random.
     while let (Some(x), Some(y)) = (a.get(i), b.get(j)) {
-        match x.cmp(y) {
-            std::cmp::Ordering::Less => i += 1,
-            std::cmp::Ordering::Greater => j += 1,
-            std::cmp::Ordering::Equal => {
-                both += 1;
-                i += 1;
-                j += 1;
-            }
-        }
+        both += usize::from(x == y);
+        i += usize::from(x <= y);
+        j += usize::from(y <= x);
     }
     let either = a.len() + b.len() - both;
     if either == 0 { 1.0 } else { both as f64 / either as f64 }
-}
-
-/// For each set whether an earlier one is at least as similar as `threshold`, by Jaccard, exactly.
-///
-/// Two sets that similar share an element among the first `len - ceil(threshold * len) + 1` of
-/// each in a common order; only those are indexed and looked up. Hashes are a random order, in which
-/// no prefix is crowded.
-///
-/// # Source
-/// Bayardo, Ma and Srikant, "Scaling up all pairs similarity search", WWW 2007.
-///
-/// # Panics
-/// When `threshold` is not above 0 and at most 1.
-pub fn duplicates(sets: &[Vec<u64>], threshold: f64) -> Vec<bool> {
-    assert!(threshold > 0.0 && threshold <= 1.0, "a threshold of {threshold}");
-    let mut index: HashMap<u64, Vec<u32>> = HashMap::new();
-    let mut found = Vec::with_capacity(sets.len());
-    let mut seen = vec![u32::MAX; sets.len()];
-    for (i, set) in sets.iter().enumerate() {
-        // A hair below, so that rounding never shortens a prefix.
-        let least = (threshold * set.len() as f64 - 1e-9).ceil() as usize;
-        let prefix = &set[..(set.len() - least + 1).min(set.len())];
-        let mut is_duplicate = false;
-        'candidates: for element in prefix {
-            for &j in index.get(element).map_or(&[][..], Vec::as_slice) {
-                let first_look = std::mem::replace(&mut seen[j as usize], i as u32) != i as u32;
-                if first_look && jaccard(set, &sets[j as usize]) >= threshold {
-                    is_duplicate = true;
-                    break 'candidates;
-                }
-            }
-        }
-        for &element in prefix {
-            index.entry(element).or_default().push(i as u32);
-        }
-        found.push(is_duplicate);
-    }
-    found
 }
 
 #[cfg(test)]
@@ -269,27 +248,16 @@ mod tests {
         check("日本 語。", "日本 語");
     }
 
+    /// Windows are those of the words that [`normalize`] leaves, as a set.
     #[test]
-    fn duplicates_equal_all_pairs() {
-        let rng = Philox::new(4, "sets");
-        let sets: Vec<Vec<u64>> = (0..120_u64)
-            .map(|i| {
-                let mut set: Vec<u64> = (0..rng.below(i, 12))
-                    .map(|j| rng.below(1000 + i * 16 + j, 16).wrapping_mul(0x9e37_79b9_7f4a_7c15))
-                    .map(|x: u64| x.rotate_left(17))
-                    .collect();
-                set.sort_unstable();
-                set.dedup();
-                set
-            })
-            .filter(|set| !set.is_empty())
-            .collect();
-        for threshold in [0.3, 0.6, 1.0] {
-            let expected: Vec<bool> = (0..sets.len())
-                .map(|i| (0..i).any(|j| jaccard(&sets[i], &sets[j]) >= threshold))
-                .collect();
-            assert!(expected.iter().any(|x| *x) && !expected.iter().all(|x| *x));
-            assert_eq!(duplicates(&sets, threshold), expected);
-        }
+    fn word_windows_are_sets_of_words() {
+        let set = |text: &str| word_windows(text, 2);
+        assert_eq!(set("A b, c!"), set("a B\nc"));
+        assert_eq!(set("a b a b a").len(), 2);
+        assert_eq!((set("").len(), set("one").len(), set("12 .").len()), (1, 1, 1));
+        assert_ne!(set("ab c"), set("a bc"));
+        let (x, y) = (set("a b c d"), set("b c d e"));
+        assert!((jaccard(&x, &y) - 0.5).abs() < 1e-12);
+        assert!((jaccard(&[], &[]) - 1.0).abs() < 1e-12);
     }
 }

@@ -9,44 +9,43 @@ use kernels::minhash::Functions;
 
 /// Words in a shingle.
 const SHINGLE_WORDS: usize = 5;
-/// Bands of a signature.
-pub(super) const N_BANDS: usize = 14;
-/// Values in a band.
-const BAND_VALUES: usize = 8;
-
-/// One hash for each band of a signature.
-pub(super) type Bands = [u64; N_BANDS];
-
-/// The set of hashed 5-word shingles of a text; a shorter text is one shingle.
-#[derive(Default)]
-pub(super) struct Shingles {
-    sorted: Vec<u64>,
-    text_digest: u128,
+/// The words of a text: runs of letters and digits, in lower case.
+pub(super) struct Words {
+    /// With a blank after each.
+    normalized: String,
+    hashes: Vec<u64>,
 }
 
-impl Shingles {
-    /// The shingles of `text`'s words: runs of letters and digits, in lower case.
+impl Words {
+    /// The words of `text`.
     pub(super) fn of(text: &str) -> Self {
-        let (normalized, words) = words(text);
-        let n_words = words.len().min(SHINGLE_WORDS);
+        let (normalized, hashes) = words(text);
+        Self { normalized, hashes }
+    }
+
+    /// Whether there is none.
+    pub(super) fn is_empty(&self) -> bool {
+        self.hashes.is_empty()
+    }
+
+    /// Hashes of the 5-word shingles, sorted and distinct; fewer words are one shingle.
+    pub(super) fn shingles(&self) -> Vec<u64> {
+        if self.is_empty() {
+            return Vec::new();
+        }
+        let width = self.hashes.len().min(SHINGLE_WORDS);
         let mut sorted: Vec<u64> =
-            if n_words == 0 { Vec::new() } else { words.windows(n_words).map(combine).collect() };
+            self.hashes.windows(width).map(|words| combine(words.iter().copied())).collect();
         sorted.sort_unstable();
         sorted.dedup();
-        // A text of symbols alone is equal to its like only.
-        let digest = blake3::hash(if words.is_empty() { text } else { &normalized }.as_bytes());
-        let text_digest = u128::from_le_bytes(*digest.as_bytes().first_chunk().expect("32 bytes"));
-        Self { sorted, text_digest }
+        sorted
     }
 
-    /// The hashes, sorted and distinct.
-    pub(super) fn as_slice(&self) -> &[u64] {
-        &self.sorted
-    }
-
-    /// Digest of the normalised text.
-    pub(super) fn text_digest(&self) -> u128 {
-        self.text_digest
+    /// Digest of the normalised text. A text of symbols alone is equal to its like only.
+    pub(super) fn text_digest(&self, text: &str) -> u128 {
+        let equal = if self.is_empty() { text } else { &self.normalized };
+        let digest = blake3::hash(equal.as_bytes());
+        u128::from_le_bytes(*digest.as_bytes().first_chunk().expect("32 bytes"))
     }
 }
 
@@ -86,44 +85,32 @@ fn word_hash(word: &[u8]) -> u64 {
         .fold(start, |hash, eight| mix(hash ^ u64::from_le_bytes(*eight), 0x9e37_79b9_7f4a_7c15))
 }
 
-fn combine(words: &[u64]) -> u64 {
-    words.iter().fold(0x2545_f491_4f6c_dd1d, |hash: u64, &word| {
+fn combine(words: impl IntoIterator<Item = u64>) -> u64 {
+    words.into_iter().fold(0x2545_f491_4f6c_dd1d, |hash: u64, word| {
         mix(hash.rotate_left(23) ^ word, 0xd6e8_feb8_6659_fd93)
     })
 }
 
-/// Jaccard similarity of two sorted sets; two empty sets have none.
-pub(super) fn jaccard(a: &[u64], b: &[u64]) -> f64 {
-    let (mut i, mut j, mut n_common) = (0, 0, 0_usize);
-    while i < a.len() && j < b.len() {
-        n_common += usize::from(a[i] == b[j]);
-        let (x, y) = (a[i], b[j]);
-        i += usize::from(x <= y);
-        j += usize::from(y <= x);
-    }
-    n_common as f64 / (a.len() + b.len() - n_common).max(1) as f64
-}
-
 /// The hash functions of a signature.
+#[derive(Clone)]
 pub(super) struct MinHash {
     functions: Functions,
     isa: Isa,
+    band_values: usize,
 }
 
 impl MinHash {
-    pub(super) fn new(seed: u64) -> Self {
-        Self { functions: Functions::new(seed, N_BANDS * BAND_VALUES), isa: Isa::best() }
+    pub(super) fn new(seed: u64, n_bands: usize, band_values: usize) -> Self {
+        let functions = Functions::new(seed, n_bands * band_values);
+        Self { functions, isa: Isa::best(), band_values }
     }
 
-    /// The bands of a set's signature.
-    pub(super) fn bands(&self, shingles: &Shingles) -> Bands {
-        let mut minima = [0; N_BANDS * BAND_VALUES];
-        self.functions.minima(self.isa, shingles.as_slice(), &mut minima);
-        let mut bands = [0; N_BANDS];
-        for (band, minima) in bands.iter_mut().zip(minima.as_chunks::<BAND_VALUES>().0) {
-            *band = combine(&minima.map(u64::from));
-        }
-        bands
+    /// One hash for each band of the signature of a set of shingles.
+    pub(super) fn bands(&self, shingles: &[u64]) -> Vec<u64> {
+        let mut minima = vec![0; self.functions.n()];
+        self.functions.minima(self.isa, shingles, &mut minima);
+        let band = |values: &[u32]| combine(values.iter().map(|&value| u64::from(value)));
+        minima.chunks(self.band_values).map(band).collect()
     }
 }
 
@@ -132,6 +119,7 @@ mod tests {
     use kernels::philox::Philox;
 
     use super::*;
+    use crate::shingle::jaccard;
 
     /// Sets of similarity J become candidates with probability 1 - (1 - J^8)^14, within 3 standard
     /// errors.
@@ -149,11 +137,11 @@ mod tests {
                     let own = numbers(1000 * (side + 1), n_own / 2);
                     let mut sorted: Vec<u64> = numbers(0, n_common).chain(own).collect();
                     sorted.sort_unstable();
-                    Shingles { sorted, text_digest: 0 }
+                    sorted
                 };
                 let (a, b) = (set(0), set(1));
-                assert!((jaccard(a.as_slice(), b.as_slice()) - similarity).abs() < 1e-9);
-                let minhash = MinHash::new(trial);
+                assert!((jaccard(&a, &b) - similarity).abs() < 1e-9);
+                let minhash = MinHash::new(trial, 14, 8);
                 let (a, b) = (minhash.bands(&a), minhash.bands(&b));
                 n_candidates += u64::from(a.iter().zip(&b).any(|(a, b)| a == b));
             }
@@ -169,13 +157,11 @@ mod tests {
 
     #[test]
     fn words_decide() {
-        let digest = |text: &str| Shingles::of(text).text_digest();
+        let digest = |text: &str| Words::of(text).text_digest(text);
         assert_eq!(digest("One, TWO\nthree"), digest("one two three!"));
         assert_ne!(digest("one twothree"), digest("one two three"));
         assert_ne!(digest("!!"), digest("??"));
-        assert_eq!(Shingles::of("a b c").as_slice().len(), 1);
-        assert_eq!(Shingles::of("a b c d e f a b c d e").as_slice().len(), 6);
-        assert!((jaccard(&[1, 2, 3], &[2, 3, 4]) - 0.5).abs() < 1e-12);
-        assert!(jaccard(&[], &[]).abs() < 1e-12);
+        assert_eq!(Words::of("a b c").shingles().len(), 1);
+        assert_eq!(Words::of("a b c d e f a b c d e").shingles().len(), 6);
     }
 }
