@@ -10,8 +10,8 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub(crate) use bench::{
-    BenchArgs, BenchCommand, BpeArgs, DedupArgs, GpuArgs, GpuPart, LmBenchArgs, OrchArgs,
-    OrchRunArgs, PairArgs,
+    BenchArgs, BenchCommand, BpeArgs, CleanArgs, DedupArgs, GpuArgs, GpuPart, LmBenchArgs,
+    OrchArgs, OrchRunArgs, PairArgs,
 };
 pub(crate) use lm::{
     ConvertArgs, GenerateArgs, InspectArgs, LmArgs, LmCommand, PerplexityArgs, PrecisionChoice,

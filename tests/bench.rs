@@ -38,7 +38,7 @@ fn pair_finds_what_it_is_asked_for() {
 }
 
 #[test]
-fn bpe_and_dedup_give_their_figures() {
+fn bpe_dedup_and_clean_give_their_figures() {
     let small =
         ["--vocab-size", "600", "--train-mb", "0.2", "--encode-mb", "0.2", "--check-mb", "0.1"];
     let args: Vec<&str> = ["bench", "bpe", "--json"].into_iter().chain(small).collect();
@@ -46,9 +46,18 @@ fn bpe_and_dedup_give_their_figures() {
     for name in ["train_mb_per_s", "encode_mb_per_s_core", "peak_rss_mib", "checked_mb"] {
         assert!(bpe[name].as_f64().unwrap() > 0.0, "{name} in {bpe}");
     }
-    let dedup = Place::new().sbp(&["bench", "dedup", "--mb", "0.5", "--json"]).expect(0).json();
-    for name in ["minhash_mb_per_s_core", "shingle_mb_per_s_core"] {
+    let small = ["--mb", "0.5", "--documents", "2000"];
+    let args: Vec<&str> = ["bench", "dedup", "--json"].into_iter().chain(small).collect();
+    let dedup = Place::new().sbp(&args).expect(0).json();
+    for name in ["minhash_mb_per_s_core", "shingle_mb_per_s_core", "duplicate_found"] {
         assert!(dedup[name].as_f64().unwrap() > 0.0, "{name} in {dedup}");
+    }
+    let clean = Place::new().sbp(&["bench", "clean", "--mb", "0.5", "--json"]).expect(0).json();
+    assert!(clean["clean_mb_per_s_core"].as_f64().unwrap() > 0.0, "{clean}");
+    for mb in ["nan", "0", "-1", "inf"] {
+        let mb = format!("--mb={mb}");
+        let ran = Place::new().sbp(&["bench", "clean", &mb]).expect(2);
+        assert!(ran.stderr.contains("a number above 0"), "{}", ran.stderr);
     }
     let none = Place::new().sbp(&["bench", "bpe", "--corpus", "nowhere"]).expect(2);
     assert!(none.stderr.contains("nowhere"), "{}", none.stderr);

@@ -24,8 +24,10 @@ pub(crate) enum BenchCommand {
     Pair(PairArgs),
     /// The tokenizer: training and encoding, on mixed text
     Bpe(BpeArgs),
-    /// Near-duplicates: windows of tokens and min-hash signatures, on one thread
+    /// Near-duplicates: windows of tokens, min-hash signatures, duplicates among a million documents
     Dedup(DedupArgs),
+    /// Cleaning: mixed text, of which a tenth is broken, on one thread
+    Clean(CleanArgs),
     /// The language model: training, generation, and every op beside the peak of the matrix product
     Lm(LmBenchArgs),
     /// Run a pipeline of bench tasks once; what `orch` measures
@@ -148,13 +150,13 @@ pub(crate) struct BpeArgs {
     #[arg(value_parser = clap::value_parser!(u32).range(300..=1_000_000))]
     pub(crate) vocab_size: u32,
     /// Text that is trained on, in 10^6 bytes
-    #[arg(long, value_name = "MB", default_value = "50")]
+    #[arg(long, value_name = "MB", default_value = "50", value_parser = megabytes)]
     pub(crate) train_mb: f64,
     /// Text that is encoded, in 10^6 bytes
-    #[arg(long, value_name = "MB", default_value = "100")]
+    #[arg(long, value_name = "MB", default_value = "100", value_parser = megabytes)]
     pub(crate) encode_mb: f64,
     /// Text whose ids are compared with those of the `tokenizers` crate, in 10^6 bytes
-    #[arg(long, value_name = "MB", default_value = "5")]
+    #[arg(long, value_name = "MB", default_value = "5", value_parser = megabytes)]
     pub(crate) check_mb: f64,
     /// A `corpus` artifact to take the text from, instead of generated text
     #[arg(long, value_name = "DIR")]
@@ -171,11 +173,37 @@ pub(crate) struct BpeArgs {
 #[derive(Args, Debug)]
 pub(crate) struct DedupArgs {
     /// Text of the signatures, in 10^6 bytes
-    #[arg(long, value_name = "MB", default_value = "50")]
+    #[arg(long, value_name = "MB", default_value = "50", value_parser = megabytes)]
+    pub(crate) mb: f64,
+    /// Documents among which duplicates are looked for; 0 for none
+    #[arg(long, value_name = "N", default_value = "1000000")]
+    #[arg(value_parser = clap::value_parser!(u32).range(..=1_000_000_000))]
+    pub(crate) documents: u32,
+    /// Threads that look for duplicates; all processors unless given
+    #[arg(long, short = 'j', value_name = "N")]
+    pub(crate) threads: Option<usize>,
+    /// Seed of the generated text
+    #[arg(long, value_name = "N", default_value = "1")]
+    pub(crate) seed: u64,
+}
+
+/// `sbp bench clean`.
+#[derive(Args, Debug)]
+pub(crate) struct CleanArgs {
+    /// Text to clean, in 10^6 bytes
+    #[arg(long, value_name = "MB", default_value = "100", value_parser = megabytes)]
     pub(crate) mb: f64,
     /// Seed of the generated text
     #[arg(long, value_name = "N", default_value = "1")]
     pub(crate) seed: u64,
+}
+
+/// What is made in memory.
+fn megabytes(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(mb) if mb > 0.0 && mb <= 1e5 => Ok(mb),
+        _ => Err("a number above 0 and up to 100000 is needed".to_owned()),
+    }
 }
 
 fn at_least_two(text: &str) -> Result<usize, String> {

@@ -29,7 +29,8 @@ pub(crate) fn run(args: BenchArgs, place: Place, printer: Printer) -> Result<Exi
         BenchCommand::Gpu(args) => return gpu::run(&args, printer),
         BenchCommand::Pair(args) => ("pair", data::pair(&args)),
         BenchCommand::Bpe(args) => ("bpe", data::bpe(&args)?),
-        BenchCommand::Dedup(args) => ("dedup", data::dedup(&args)),
+        BenchCommand::Dedup(args) => ("dedup", data::dedup(&args)?),
+        BenchCommand::Clean(args) => ("clean", data::clean(&args)?),
         BenchCommand::OrchRun(args) => return orch::run(args, place, printer),
         BenchCommand::OrchAttempt(_) => return super::attempt::run(&orch::registry()),
     };

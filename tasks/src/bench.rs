@@ -2,6 +2,7 @@
 //! generated inputs, beside a check that their results are right.
 
 pub mod bpe;
+pub mod clean;
 pub mod dedup;
 pub mod pair;
 pub mod text;

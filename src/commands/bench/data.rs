@@ -1,4 +1,4 @@
-//! `sbp bench pair`, `bpe`, `dedup`: the inner loops of the data tasks.
+//! `sbp bench pair`, `bpe`, `dedup`, `clean`: the inner loops of the data tasks.
 
 use std::thread;
 
@@ -7,7 +7,7 @@ use serde_json::Value;
 use tasks::bench;
 
 use super::Figures;
-use crate::cli::{BpeArgs, DedupArgs, PairArgs};
+use crate::cli::{BpeArgs, CleanArgs, DedupArgs, PairArgs};
 use crate::error::{Error, Result};
 
 fn threads(asked: Option<usize>) -> usize {
@@ -65,7 +65,19 @@ pub(super) fn bpe(args: &BpeArgs) -> Result<Figures> {
     measured.map(figures).map_err(failed)
 }
 
-/// Windows and minima.
-pub(super) fn dedup(args: &DedupArgs) -> Figures {
-    figures(bench::dedup::measure(bench::dedup::Options { mb: args.mb, seed: args.seed }))
+/// Windows, minima, and duplicates among many documents.
+pub(super) fn dedup(args: &DedupArgs) -> Result<Figures> {
+    let options = bench::dedup::Options {
+        mb: args.mb,
+        n_documents: args.documents as usize,
+        n_threads: threads(args.threads),
+        seed: args.seed,
+    };
+    bench::dedup::measure(options).map(figures).map_err(failed)
+}
+
+/// Repairing text.
+pub(super) fn clean(args: &CleanArgs) -> Result<Figures> {
+    let options = bench::clean::Options { mb: args.mb, seed: args.seed };
+    bench::clean::measure(options).map(figures).map_err(failed)
 }

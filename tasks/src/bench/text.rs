@@ -80,7 +80,8 @@ impl Texts {
         text
     }
 
-    fn word(&self, share: f64) -> &str {
+    /// The word at a share of the running text.
+    pub(super) fn word(&self, share: f64) -> &str {
         let rank = self.zipf.partition_point(|&c| c < share);
         &self.words[rank.min(N_WORDS - 1)]
     }

@@ -13,7 +13,7 @@ const HIGH: [char; 32] = [
 ];
 
 /// What a byte looks like in Windows-1252.
-pub(super) fn windows_1252(byte: u8) -> char {
+pub(crate) fn windows_1252(byte: u8) -> char {
     if (0x80..0xa0).contains(&byte) { HIGH[usize::from(byte) - 0x80] } else { char::from(byte) }
 }
 
