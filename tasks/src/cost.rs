@@ -176,7 +176,7 @@ pub fn rates() -> Vec<Stated> {
         stated(
             "core",
             "assumed: a CPU core cleans or tokenizes 10 MB/s of text",
-            &[(unit::TEXT_BYTES, CORE_TEXT_BYTES_PER_S)],
+            &[(unit::TEXT_BYTES, CORE_TEXT_BYTES_PER_S), (FILE_BYTES, CORE_TEXT_BYTES_PER_S)],
         ),
     ]
 }

@@ -102,6 +102,7 @@ impl Task for DropRepeats {
         let share = |dropped: u64, of: u64| if of == 0 { 0.0 } else { dropped as f64 / of as f64 };
         let dropped_share = share(n_documents - n_kept, n_documents);
         let mut outputs = Outputs::default()
+            .metric(unit::TEXT_BYTES, corpus.text_bytes() as f64)
             .metric("n_documents_in", n_documents as f64)
             .metric("n_documents", n_kept as f64)
             .metric("dropped_share", dropped_share);

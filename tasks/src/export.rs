@@ -12,6 +12,7 @@ use std::path::Path;
 use engine::task::{Context, Determinism, Failure, Inputs, Outputs, ParamError, Port, Task};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::corpus::{Corpus, Document};
 use card::Card;
@@ -67,7 +68,7 @@ fn default_languages() -> Vec<String> {
 
 impl Task for Export {
     const KIND: &'static str = "export";
-    const REVISION: u32 = 1;
+    const REVISION: u32 = 2;
     const SUMMARY: &'static str = "writes a corpus as Parquet or JSON lines with a dataset card";
     const DETERMINISM: Determinism = Determinism::Bitwise;
     const INPUTS: &'static [Port] = &[
@@ -104,7 +105,7 @@ impl Task for Export {
         std::fs::create_dir_all(&data)
             .map_err(|error| Failure::io(format!("cannot create `{}`", data.display()), &error))?;
         let mut writer = RowWriter::new(&data, params.format);
-        let mut n_synthetic = 0_u64;
+        let (mut n_synthetic, mut n_seeded) = (0_u64, 0_u64);
         for (i, document) in corpus.documents().enumerate() {
             if i % 1024 == 0 {
                 ctx.check_cancelled()?;
@@ -112,6 +113,7 @@ impl Task for Export {
             }
             let row = Row::of(document?, checkpoint.as_deref());
             n_synthetic += u64::from(row.is_synthetic());
+            n_seeded += u64::from(row.seed_id.is_some());
             writer.push(row)?;
         }
         let files = writer.finish()?;
@@ -120,6 +122,7 @@ impl Task for Export {
             n_documents: corpus.n_documents(),
             text_bytes: corpus.text_bytes(),
             n_synthetic,
+            n_seeded,
             checkpoint: checkpoint.as_deref(),
         };
         card.write(&dir.join("README.md"))?;
@@ -143,11 +146,19 @@ fn checkpoint(model: &Path) -> Result<String, Failure> {
 impl Row {
     fn of(document: Document, checkpoint: Option<&str>) -> Self {
         let Document { id, text, mut meta } = document;
-        let seed_id = meta.remove("seed_id").and_then(|id| id.as_str().map(str::to_owned));
-        let draw = meta.remove("draw").and_then(|draw| draw.as_i64());
+        // What `synthesize` writes; in other documents these names may mean anything.
+        let is_drawn = meta.contains_key("n_sampled");
+        let draw = meta.get("draw").and_then(Value::as_i64).filter(|_| is_drawn);
+        let seed_id = meta.get("seed_id").and_then(Value::as_str).filter(|_| draw.is_some());
+        let seed_id = seed_id.map(str::to_owned);
+        for (name, is_taken) in [("draw", draw.is_some()), ("seed_id", seed_id.is_some())] {
+            if is_taken {
+                meta.shift_remove(name);
+            }
+        }
         // Only what a model drew has a checkpoint.
         let checkpoint = checkpoint.filter(|_| draw.is_some()).map(str::to_owned);
-        let meta = serde_json::Value::Object(meta).to_string();
+        let meta = Value::Object(meta).to_string();
         Self { id: format!("{id:016x}"), text, seed_id, draw, checkpoint, meta }
     }
 }

@@ -181,6 +181,14 @@ mod tests {
         json["model"]["vocab"]["<|sep|>"] = json!(259);
         let error = import(dir.path(), &json).err().unwrap();
         assert!(error.message.contains("a token `<|sep|>` with another id"), "{error}");
+        // Ids with a gap, near and far.
+        for id in [300, u64::from(u32::MAX) - 4] {
+            let (_, mut json) = foreign(dir.path());
+            json["model"]["vocab"]["beyond"] = json!(id);
+            let error = import(dir.path(), &json).err().unwrap();
+            let wanted = format!("has 264 tokens, but ids up to {}: renumber", id + 4);
+            assert!(error.message.contains(&wanted), "{error}");
+        }
         let error = import(dir.path(), &json!({"model": {}})).err().unwrap();
         assert!(error.message.contains("no vocabulary by token"), "{error}");
     }

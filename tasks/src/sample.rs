@@ -240,9 +240,22 @@ mod tests {
     fn inclusion_is_uniform() {
         let n_trials = 400_u64;
         let mut counts = [0_u64; 50];
+        let dir = tempfile::tempdir().unwrap();
+        // Documents of one length, so that half of the tokens are half of them.
+        std::fs::create_dir_all(dir.path().join("pool")).unwrap();
+        let mut writer =
+            TokensWriter::create(&dir.path().join("pool"), 300, Digest::of(b"t")).unwrap();
+        (0..50).for_each(|i| writer.push(i, 3, &[7, 7]).unwrap());
+        writer.finish().unwrap();
+        let n_tokens = stream_tokens(&Tokens::open(&dir.path().join("pool")).unwrap());
+        let bench = Bench::new(dir.path()).input("tokens", &dir.path().join("pool"));
         for seed in 0..n_trials {
-            let order = Philox::new(seed, "sample").permutation(50);
-            order[..25].iter().for_each(|&document| counts[document] += 1);
+            bench.run::<Sample>(&json!({"tokens": n_tokens / 2, "seed": seed})).unwrap();
+            let documents = drawn(&bench.out("tokens"));
+            assert_eq!(documents.len(), 25);
+            for document in documents {
+                counts[document as usize] += 1;
+            }
         }
         let expected = n_trials as f64 / 2.0;
         let chi2: f64 = counts.iter().map(|&n| (n as f64 - expected).powi(2) / expected).sum();

@@ -1,7 +1,7 @@
 //! Splits a corpus by document into a training part and a held-out part.
 //!
-//! Each document draws a number from (seed, id), so that membership does not depend on order, on
-//! sharding or on other documents.
+//! Each document draws a number from (seed, id), so that membership does not depend on order or on
+//! sharding; with `fraction` nor on other documents, with `n_documents` on how many draw less.
 
 use std::collections::BinaryHeap;
 
@@ -99,6 +99,7 @@ impl Task for Split {
             .help("change `n_documents` or `fraction`, or give more documents"));
         }
         Ok(Outputs::default()
+            .metric(unit::TEXT_BYTES, corpus.text_bytes() as f64)
             .metric("n_train", train.n_documents as f64)
             .metric("n_heldout", heldout.n_documents as f64))
     }

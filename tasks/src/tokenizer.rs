@@ -50,6 +50,16 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<HfTokenizer, String> {
     }
 }
 
+/// Refuses gaps in the ids: embeddings and tables have a row for each token.
+fn check_ids(inner: &HfTokenizer) -> Result<(), String> {
+    let vocab = inner.get_vocab(true);
+    let (n, last) = (vocab.len(), vocab.into_values().max().unwrap_or(0));
+    if (last as usize) < n {
+        return Ok(());
+    }
+    Err(format!("has {n} tokens, but ids up to {last}: renumber them without gaps"))
+}
+
 /// Turns text into ids and back.
 pub struct Tokenizer {
     inner: HfTokenizer,
@@ -72,8 +82,10 @@ impl Tokenizer {
         let json = serde_json::from_slice(&bytes).map_err(|error| {
             Failure::permanent(format!("`{}` is not a tokenizer: {error}", path.display()))
         })?;
-        Self::from_parts(inner, Encoder::of(&json), Digest::of(&bytes))
-            .map_err(|what| Failure::permanent(format!("`{}` {what}", path.display())))
+        let wrong = |what| Failure::permanent(format!("`{}` {what}", path.display()));
+        // Tables are as long as the vocabulary, so this comes before the encoder's.
+        check_ids(&inner).map_err(wrong)?;
+        Self::from_parts(inner, Encoder::of(&json), Digest::of(&bytes)).map_err(wrong)
     }
 
     fn from_parts(

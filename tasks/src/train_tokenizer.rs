@@ -127,6 +127,7 @@ impl Task for TrainTokenizer {
         };
         write_json(&dir.join("tokenizer_stats.json"), &stats)?;
         Ok(Outputs::default()
+            .metric(unit::TEXT_BYTES, stats.sample_bytes as f64)
             .metric("vocab_size", f64::from(stats.vocab_size))
             .metric("sample_bytes", stats.sample_bytes as f64)
             .metric("bytes_per_token", stats.bytes_per_token))
@@ -159,12 +160,13 @@ impl Sample {
         }
         if sample.n_bytes == 0 {
             let message = format!(
-                "no document fits in `sample_bytes: {}`: the corpus has {} documents of {} bytes",
+                "no document was drawn, or none fits in `sample_bytes: {}`: the corpus has {} documents \
+                 of {} bytes",
                 params.sample_bytes,
                 corpus.n_documents(),
                 corpus.text_bytes()
             );
-            return Err(Failure::permanent(message).help("raise `sample_bytes`"));
+            return Err(Failure::permanent(message).help("raise `sample_bytes`, or change `seed`"));
         }
         Ok(sample)
     }
@@ -335,6 +337,6 @@ mod tests {
         let wrap = run(json!({"vocab_size": 300, "sample_bytes": 1_u64 << 31}));
         assert!(wrap.message.contains("is not in 1..=2147483647"), "{wrap}");
         let small = run(json!({"vocab_size": 300, "sample_bytes": 3}));
-        assert!(small.message.contains("no document fits"), "{small}");
+        assert!(small.message.contains("none fits in `sample_bytes: 3`"), "{small}");
     }
 }

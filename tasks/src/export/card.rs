@@ -14,6 +14,8 @@ pub(super) struct Card<'a> {
     pub(super) text_bytes: u64,
     /// Documents that a model drew.
     pub(super) n_synthetic: u64,
+    /// Of those, documents that it wrote after a seed document.
+    pub(super) n_seeded: u64,
     pub(super) checkpoint: Option<&'a str>,
 }
 
@@ -26,8 +28,8 @@ impl Card<'_> {
     fn text(&self) -> String {
         let params = self.params;
         let mut text = String::from("---\n");
-        line(&mut text, format_args!("pretty_name: {:?}", params.name));
-        line(&mut text, format_args!("license: {}", params.license));
+        line(&mut text, format_args!("pretty_name: {}", quoted(&params.name)));
+        line(&mut text, format_args!("license: {}", quoted(&params.license)));
         list(&mut text, "language", params.languages.iter().map(String::as_str));
         let synthetic = (self.n_synthetic > 0).then_some("synthetic");
         let tags = params.tags.iter().map(String::as_str).filter(|tag| Some(*tag) != synthetic);
@@ -56,21 +58,30 @@ impl Card<'_> {
              | `meta` | what else is known, as a JSON object |\n\n",
         );
         if self.n_synthetic > 0 {
-            line(
-                &mut text,
-                format_args!(
-                    "{} of the documents are **synthetic**: a language model wrote each from a seed \
-                 document, as in *Synthetic Bootstrapped Pretraining* (arXiv 2509.15248). They may be \
-                 wrong in fact, and repeat what their seeds hold.\n",
-                    self.n_synthetic
-                ),
-            );
+            line(&mut text, format_args!("{}\n", self.warning()));
         }
         if let Some(checkpoint) = self.checkpoint {
             line(&mut text, format_args!("Weights: BLAKE3 `{checkpoint}`.\n"));
         }
-        text.push_str("Written by `sbp export`.\n");
+        text.push_str("Written by `sbp`, task `export`.\n");
         text
+    }
+
+    /// What readers of synthetic documents should know.
+    fn warning(&self) -> String {
+        let (n, n_seeded) = (self.n_synthetic, self.n_seeded);
+        let seeded = if n_seeded == 0 {
+            String::new()
+        } else {
+            format!(
+                ", {n_seeded} of them after a seed document, as in *Synthetic Bootstrapped \
+                 Pretraining* (arXiv 2509.15248)"
+            )
+        };
+        format!(
+            "{n} of the documents are **synthetic**: a language model wrote them{seeded}. They may \
+             be wrong in fact, and repeat what it was trained on."
+        )
     }
 }
 
@@ -78,12 +89,17 @@ fn line(text: &mut String, line: std::fmt::Arguments<'_>) {
     writeln!(text, "{line}").expect("a string takes any text");
 }
 
+/// A string of YAML, which takes JSON's: bare, `no` would be a truth value and `1.0` a number.
+fn quoted(text: &str) -> String {
+    serde_json::Value::from(text).to_string()
+}
+
 fn list<'a>(text: &mut String, name: &str, items: impl Iterator<Item = &'a str>) {
     let items: Vec<&str> = items.collect();
     if !items.is_empty() {
         line(text, format_args!("{name}:"));
         for item in items {
-            line(text, format_args!("- {item}"));
+            line(text, format_args!("- {}", quoted(item)));
         }
     }
 }

@@ -17,6 +17,11 @@ fn bench(dir: &Path, n: u64) -> Bench {
         if id % 2 == 1 {
             meta.insert("seed_id".to_owned(), format!("{:016x}", id / 2).into());
             meta.insert("draw".to_owned(), (id * 7).into());
+            meta.insert("n_sampled".to_owned(), 5.into());
+        } else if id == 4 {
+            // A real document with names that a model's documents have.
+            meta.insert("draw".to_owned(), 3.into());
+            meta.insert("seed_id".to_owned(), vec![1].into());
         }
         meta.insert("source".to_owned(), "a.txt".into());
         writer.push(&Document { id, text: format!("document {id}\n日本"), meta }).unwrap();
@@ -51,7 +56,12 @@ fn both_formats_hold_every_row() {
             let meta = |key: &str| document.meta.get(key).cloned().unwrap_or(Value::Null);
             assert_eq!(document.text, format!("document {id}\n日本"));
             assert_eq!(meta("id"), format!("{id:016x}"));
-            assert_eq!(meta("meta"), r#"{"source":"a.txt"}"#);
+            let rest = match id {
+                4 => r#"{"draw":3,"seed_id":[1],"source":"a.txt"}"#,
+                1 | 3 | 5 | 7 => r#"{"n_sampled":5,"source":"a.txt"}"#,
+                _ => r#"{"source":"a.txt"}"#,
+            };
+            assert_eq!(meta("meta"), rest);
             if id % 2 == 1 {
                 assert_eq!(meta("seed_id"), format!("{:016x}", id / 2));
                 assert_eq!((meta("draw"), meta("checkpoint")), (json!(id * 7), json!(weights)));
@@ -69,14 +79,15 @@ fn the_card_says_what_is_synthetic() {
     let bench = bench(dir.path(), 2);
     let params = json!({
         "name": "A \"name\"", "description": "What it is.", "license": "cc0-1.0", "tags": ["synthetic"],
+        "languages": ["no"],
     });
     bench.run::<Export>(&params).unwrap();
     let card = fs::read_to_string(bench.out("dataset").join("README.md")).unwrap();
     let head: Vec<&str> = card.split("---\n").collect();
     assert_eq!(
         head[1],
-        "pretty_name: \"A \\\"name\\\"\"\nlicense: cc0-1.0\nlanguage:\n- en\ntags:\n- synthetic\n\
-         task_categories:\n- text-generation\nsize_categories:\n- n<1K\nconfigs:\n\
+        "pretty_name: \"A \\\"name\\\"\"\nlicense: \"cc0-1.0\"\nlanguage:\n- \"no\"\ntags:\n\
+         - \"synthetic\"\ntask_categories:\n- \"text-generation\"\nsize_categories:\n- \"n<1K\"\nconfigs:\n\
          - config_name: default\n  data_files:\n  - split: train\n    path: data/train-*.parquet\n"
     );
     assert!(head[2].contains("What it is.") && head[2].contains("1 of the documents are **synth"));

@@ -328,7 +328,6 @@ impl<T: Element> Column<T> {
 pub struct Container {
     map: Mmap,
     path: PathBuf,
-    version: u32,
     metadata: Vec<u8>,
     sections: Vec<Section>,
 }
@@ -360,18 +359,13 @@ impl Container {
         for section in &header.sections {
             check_section(path, &map, section)?;
         }
-        let Header { version, metadata, sections, .. } = header;
-        Ok(Self { map, path: path.to_owned(), version, metadata, sections })
+        let Header { metadata, sections, .. } = header;
+        Ok(Self { map, path: path.to_owned(), metadata, sections })
     }
 
     /// The file's path, for messages.
     pub fn path(&self) -> &Path {
         &self.path
-    }
-
-    /// The kind's format version.
-    pub fn version(&self) -> u32 {
-        self.version
     }
 
     /// The metadata given to [`Writer::finish`].

@@ -101,11 +101,6 @@ impl Schedule {
         self.metadata.budget_tokens
     }
 
-    /// The seed that ordered it.
-    pub fn seed(&self) -> u64 {
-        self.metadata.seed
-    }
-
     /// Entries: documents shown, repetitions counted.
     pub fn n_entries(&self) -> usize {
         self.checked("entries").len()
@@ -228,7 +223,7 @@ mod tests {
         let indices: Vec<usize> = (0..10).map(|position| schedule.entry_at(position)).collect();
         assert_eq!(indices, [0, 0, 0, 0, 1, 2, 2, 2, 2, 2]);
         assert_eq!(schedule.entry(1), Entry { source: 1, document: 0, start: 4, n_tokens: 1 });
-        assert_eq!((schedule.n_entries(), schedule.seed()), (3, 4));
+        assert_eq!(schedule.n_entries(), 3);
         assert_eq!(schedule.sources(), sources());
     }
 
