@@ -16,4 +16,5 @@ mod pinned;
 mod pipelines;
 mod programs;
 mod resume;
+mod sources;
 mod tidy;

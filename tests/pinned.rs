@@ -29,10 +29,10 @@ const fn pin(kind: &'static str, revision: u32, node: &'static str, gives: Gives
 }
 
 const PINS: &[Pin] = &[
-    pin("read_corpus", 1, "read", Digests(&[("corpus", "a3712b5234039290")])),
+    pin("read_corpus", 2, "read", Digests(&[("corpus", "a3712b5234039290")])),
     pin("generate_corpus", 1, "world", Digests(&[("corpus", "f19874fa6302a7d0")])),
     pin("clean", 2, "clean", Digests(&[("corpus", "201dff7f4fba7efa")])),
-    pin("dedup", 2, "distinct", Digests(&[("corpus", "d4f817a8b453ce52")])),
+    pin("dedup", 3, "distinct", Digests(&[("corpus", "d4f817a8b453ce52")])),
     pin("train_tokenizer", 1, "tokenizer", Digests(&[("tokenizer", "b7eab8f7010b329a")])),
     pin(
         "import_tokenizer",
@@ -50,7 +50,7 @@ const PINS: &[Pin] = &[
     pin("sample", 1, "real", Digests(&[("tokens", "c13a2f8c45e562de")])),
     pin("mix", 1, "mix", Digests(&[("schedule", "0c7e160639c32ec6")])),
     pin("measure_overlap", 1, "overlap", Figures(1e-9, &[("contaminated_share_max", 1.0)])),
-    pin("export", 1, "dataset", Figures(1e-9, &[("n_files", 1.0), ("n_synthetic", 0.0)])),
+    pin("export", 2, "dataset", Figures(1e-9, &[("n_files", 1.0), ("n_synthetic", 0.0)])),
     pin("drop_repeats", 1, "kept", Digests(&[("corpus", "f4f04460f864d0ac")])),
     pin(
         "pretrain",

@@ -2,7 +2,12 @@
 //!
 //! `relative` is the path below the fixed part of a pattern, the folders before its first
 //! wildcard; so a corpus may move without new keys. Digests are kept by size, times and inode, so
-//! unchanged files are not read again.
+//! unchanged files are not read again. A pattern may also mean standard input (`-`) or objects in a
+//! bucket (`s3://…`), for tasks that read streams.
+
+mod content;
+mod input;
+mod objects;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -14,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
 use crate::plan::FileList;
-use crate::task::ExternalFile;
+pub use content::{Content, ExternalFile, Reader};
 
 /// A pattern that gives no files.
 #[derive(Debug, thiserror::Error)]
@@ -49,6 +54,40 @@ pub enum Error {
         /// Why.
         source: io::Error,
     },
+    /// Nothing is piped in.
+    #[error("`-` means standard input, which is a terminal")]
+    NoInput,
+    /// A bucket's server refuses.
+    #[error("cannot use `{url}`: {message}")]
+    Object {
+        /// The pattern or the object.
+        url: String,
+        /// Why.
+        message: String,
+        /// What to do about it, when that is known.
+        help: Option<&'static str>,
+    },
+}
+
+impl Error {
+    /// What to do about it, when that is known.
+    pub fn help(&self) -> Option<&'static str> {
+        match self {
+            Self::NoInput => Some("pipe the documents in, such as `zcat docs.gz | sbp run …`"),
+            Self::Object { help, .. } => *help,
+            _ => None,
+        }
+    }
+
+    /// Whether the files are not here, so that a plan can still be made without them.
+    pub(crate) fn is_absence(&self) -> bool {
+        matches!(self, Self::NoMatch { .. } | Self::NoInput)
+    }
+}
+
+/// Whether a pattern means files that have a path.
+pub(crate) fn has_path(pattern: &str) -> bool {
+    pattern != input::PATTERN && !objects::is_url(pattern)
 }
 
 /// What a file's inode says of it.
@@ -82,7 +121,8 @@ pub(crate) type StatCache = BTreeMap<String, (Stat, Digest)>;
 pub(crate) struct Resolved {
     /// Sorted by relative path.
     pub(crate) files: Vec<ExternalFile>,
-    stats: Vec<Stat>,
+    /// Of the files that have a path; objects are asked for in one version.
+    stats: Vec<Option<Stat>>,
     /// Digest of the list of relative paths and contents.
     pub(crate) digest: Digest,
 }
@@ -98,6 +138,12 @@ impl Resolved {
     pub(crate) fn changed(&self) -> Option<&ExternalFile> {
         let pairs = self.files.iter().zip(&self.stats);
         for (file, stat) in pairs {
+            let Some(stat) = stat else {
+                if file.is_replaced() {
+                    return Some(file);
+                }
+                continue;
+            };
             if Stat::of(&file.path).is_ok_and(|now| now == *stat) {
                 continue;
             }
@@ -124,12 +170,27 @@ fn split(pattern: &str) -> Pattern {
         },
         None => pattern.to_owned(),
     };
-    let cut = expanded.find(['*', '?', '[', '{']).unwrap_or(expanded.len());
+    let cut = wildcard(&expanded).unwrap_or(expanded.len());
     let (base, rest) = match expanded[..cut].rfind('/') {
         Some(slash) => (&expanded[..=slash], &expanded[slash + 1..]),
         None => ("./", &expanded[..]),
     };
     Pattern { base: PathBuf::from(base), rest: rest.to_owned() }
+}
+
+/// Where the first wildcard is.
+fn wildcard(pattern: &str) -> Option<usize> {
+    pattern.find(['*', '?', '[', '{'])
+}
+
+/// What tells whether a relative path matches `rest`, the end of `pattern`.
+fn matcher(pattern: &str, rest: &str) -> Result<globset::GlobMatcher, Error> {
+    let malformed = |error: globset::Error| Error::Pattern {
+        pattern: pattern.to_owned(),
+        message: error.kind().to_string(),
+    };
+    let glob = globset::GlobBuilder::new(rest).literal_separator(true).build();
+    Ok(glob.map_err(malformed)?.compile_matcher())
 }
 
 /// The folder that `pattern` searches, under which the ledger caches digests.
@@ -138,7 +199,8 @@ pub(crate) fn base(pattern: &str) -> String {
 }
 
 /// Finds and hashes the files of `patterns`. `caches` holds what is known by [`base`] and is
-/// brought up to date; the folders whose entries changed go to `dirty`.
+/// brought up to date; the folders whose entries changed go to `dirty`. What standard input holds is
+/// kept in the folder `keep`, and only hashed without one.
 ///
 /// # Errors
 /// When a pattern is malformed or gives no file, or a file cannot be read.
@@ -146,10 +208,19 @@ pub(crate) fn resolve(
     patterns: &[String],
     caches: &mut BTreeMap<String, StatCache>,
     dirty: &mut Vec<String>,
+    keep: Option<&Path>,
     now_us: i64,
 ) -> Result<Resolved, Error> {
-    let mut found: Vec<(ExternalFile, Stat)> = Vec::new();
+    let mut found: Vec<(ExternalFile, Option<Stat>)> = Vec::new();
     for pattern in patterns {
+        if pattern == input::PATTERN {
+            found.push((input::file(keep)?, None));
+            continue;
+        }
+        if objects::is_url(pattern) {
+            found.extend(objects::list(pattern)?.into_iter().map(|file| (file, None)));
+            continue;
+        }
         let key = base(pattern);
         let matched = list(pattern)?;
         let cache = caches.entry(key.clone()).or_default();
@@ -157,7 +228,7 @@ pub(crate) fn resolve(
         if changed {
             dirty.push(key);
         }
-        found.extend(files);
+        found.extend(files.into_iter().map(|(file, stat)| (file, Some(stat))));
     }
     found.sort_by(|(a, _), (b, _)| a.relative.cmp(&b.relative));
     let mut hasher = blake3::Hasher::new();
@@ -174,7 +245,7 @@ pub(crate) fn resolve(
 /// Paths that match, with their relative paths.
 fn list(pattern: &str) -> Result<Vec<(PathBuf, String)>, Error> {
     let Pattern { base, rest } = split(pattern);
-    if !rest.contains(['*', '?', '[', '{']) {
+    if wildcard(&rest).is_none() {
         let path = base.join(&rest);
         return match std::fs::metadata(&path) {
             Ok(metadata) if metadata.is_dir() => {
@@ -187,12 +258,7 @@ fn list(pattern: &str) -> Result<Vec<(PathBuf, String)>, Error> {
             Err(source) => Err(Error::Io { path, source }),
         };
     }
-    let malformed = |error: globset::Error| Error::Pattern {
-        pattern: pattern.to_owned(),
-        message: error.kind().to_string(),
-    };
-    let glob = globset::GlobBuilder::new(&rest).literal_separator(true).build();
-    let matcher = glob.map_err(malformed)?.compile_matcher();
+    let matcher = matcher(pattern, &rest)?;
     if !base.is_dir() {
         return Err(Error::NoMatch { pattern: pattern.to_owned(), missing: Some(base) });
     }
@@ -222,10 +288,19 @@ fn list(pattern: &str) -> Result<Vec<(PathBuf, String)>, Error> {
     Ok(matched)
 }
 
-/// Bytes of the files that match now; `None` when nothing matches or they cannot be read.
+/// Bytes of the files that match now; `None` when nothing matches, they cannot be read, or they are
+/// piped in.
 pub(crate) fn size_bytes(patterns: &[String]) -> Option<u64> {
     let mut sum = None;
     for pattern in patterns {
+        if pattern == input::PATTERN {
+            return None;
+        }
+        if objects::is_url(pattern) {
+            let listed: u64 = objects::list(pattern).ok()?.iter().map(|file| file.size_bytes).sum();
+            sum = Some(sum.unwrap_or(0) + listed);
+            continue;
+        }
         for (path, _) in list(pattern).ok()? {
             sum = Some(sum.unwrap_or(0) + std::fs::metadata(path).ok()?.len());
         }
@@ -291,7 +366,7 @@ fn hash(
             changed = true;
             cache.insert(relative.clone(), (stat, digest));
         }
-        files.push((ExternalFile { path, relative, digest, size_bytes: stat.size_bytes }, stat));
+        files.push((ExternalFile::at(path, relative, digest, stat.size_bytes), stat));
     }
     Ok((files, changed))
 }

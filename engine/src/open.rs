@@ -88,7 +88,7 @@ impl Error {
                 "memory (bytes)" => "ask for less, or allow more with `--mem SIZE`".to_owned(),
                 pool => format!("`--pool {pool}={needs}` gives the run so many"),
             }),
-            Self::External { .. } => None,
+            Self::External { source, .. } => source.help().map(str::to_owned),
         }
     }
 

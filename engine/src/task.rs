@@ -54,6 +54,10 @@ pub trait Task: Send + Sync + 'static {
     /// Whether a node's params declare ports of its own; see [`Self::own_ports`].
     const HAS_OWN_PORTS: bool = false;
 
+    /// Whether it reads its external files through [`ExternalFile::open`] alone, so that they may be
+    /// piped in or lie in a bucket.
+    const STREAMS: bool = false;
+
     /// Typed params. Doc comments of the fields are what `sbp tasks show KIND` prints. Defaults are
     /// serde defaults; unknown fields must be denied.
     type Params: Serialize + DeserializeOwned + JsonSchema;
@@ -68,7 +72,8 @@ pub trait Task: Send + Sync + 'static {
     }
 
     /// Glob patterns of the files outside the store that the task reads. Their relative paths and
-    /// contents become part of the key; the resolved list reaches [`Context::external`].
+    /// contents become part of the key; the resolved list reaches [`Context::external`]. With
+    /// [`Self::STREAMS`] `-` is standard input and `s3://BUCKET/KEY` an object.
     fn external(params: &Self::Params) -> Vec<String> {
         let _ = params;
         Vec::new()

@@ -42,6 +42,7 @@ pub mod sample;
 pub mod select_model;
 pub mod select_snapshot;
 pub mod shingle;
+mod source;
 pub mod split;
 pub mod stats;
 pub mod synthesize;

@@ -11,10 +11,9 @@ use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::fs::File;
 use std::io::{BufWriter, Write};
 
-use engine::digest::Digest;
 use engine::task::{
-    Context, Determinism, Estimate, ExternalFile, Facts, Failure, Inputs, Outputs, ParamError,
-    Port, Predicted, Task,
+    Context, Determinism, Estimate, ExternalFile, FILE_BYTES, Facts, Failure, Inputs, Outputs,
+    ParamError, Port, Predicted, Task,
 };
 use kernels::philox::Philox;
 use schemars::JsonSchema;
@@ -22,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::corpus::{CorpusWriter, Document, document_id};
-use crate::cost::{fact, figure, unit};
+use crate::cost::{fact, figure};
 use records::Record;
 
 /// Reads files into a corpus.
@@ -32,11 +31,14 @@ pub struct ReadCorpus;
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Params {
-    /// Glob patterns of the files to read, such as `docs/**/*.md`. Their contents and their paths
-    /// below the fixed part of the pattern are part of the node's key, the patterns are not.
+    /// Glob patterns of the files to read, such as `docs/**/*.md`, of objects in an S3-compatible
+    /// bucket, such as `s3://bucket/docs/*.jsonl.zst`, or `-` for standard input. Their contents and
+    /// their paths below the fixed part of the pattern are part of the node's key, the patterns are
+    /// not. An object's entity tag stands for its content; account and server come from the
+    /// environment (`AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_REGION`, `AWS_ENDPOINT_URL`).
     pub paths: Vec<String>,
-    /// How the files are read; `auto` goes by each file's name. All but Parquet may be compressed
-    /// (`.gz`, `.zst`, `.zstd`).
+    /// How the files are read; `auto` goes by each file's name, which standard input lacks. All but
+    /// Parquet may be compressed (`.gz`, `.zst`, `.zstd`).
     #[serde(default)]
     pub format: Format,
     /// The JSON key or Parquet column of the text.
@@ -125,12 +127,13 @@ fn default_max_record_bytes() -> u64 {
 
 impl Task for ReadCorpus {
     const KIND: &'static str = "read_corpus";
-    const REVISION: u32 = 1;
+    const REVISION: u32 = 2;
     const SUMMARY: &'static str = "reads text, Markdown, Rust docs, JSON lines or Parquet";
     const DETERMINISM: Determinism = Determinism::Bitwise;
     const INPUTS: &'static [Port] = &[];
     const OUTPUTS: &'static [Port] = &[Port::one("corpus", "corpus", "the documents")];
     const UNKEYED: &'static [&'static str] = &["paths"];
+    const STREAMS: bool = true;
     type Params = Params;
 
     fn check(params: &Params) -> Result<(), ParamError> {
@@ -164,7 +167,7 @@ impl Task for ReadCorpus {
         let documents = params.max_documents.map(|n| n as f64);
         Estimate::unknown()
             .figure(figure::DOCUMENTS, documents)
-            .work(unit::TEXT_BYTES, inputs.external_bytes())
+            .work(FILE_BYTES, inputs.external_bytes())
             .output("corpus", Facts::default().with(fact::DOCUMENTS, documents))
     }
 
@@ -189,7 +192,9 @@ impl Task for ReadCorpus {
             return Err(Failure::permanent(format!("{message}: {}", scan.describe()))
                 .help("look at `paths`, `text_key` and the limits of the documents' length"));
         }
+        let file_bytes: u64 = ctx.external().iter().map(|file| file.size_bytes).sum();
         scan.finish(ctx, Outputs::default())
+            .map(|outputs| outputs.metric(FILE_BYTES, file_bytes as f64))
             .map(|outputs| outputs.metric("n_documents", summary.n_documents as f64))
             .map(|outputs| outputs.metric("text_bytes", summary.text_bytes as f64))
     }
@@ -240,6 +245,8 @@ struct Scan<'a> {
     quarantine: Option<Quarantine>,
     /// Ids from `id_key`; the others are unique by construction.
     ids: BTreeSet<u64>,
+    /// The first file without a record.
+    empty_file: Option<String>,
 }
 
 struct Quarantine {
@@ -249,9 +256,10 @@ struct Quarantine {
 
 impl<'a> Scan<'a> {
     fn new(params: &'a Params) -> Self {
-        let counts = ["n_corrupt", "n_empty", "n_too_short", "n_too_long", "n_not_prose"];
+        let counts =
+            ["n_corrupt", "n_empty", "n_empty_files", "n_too_short", "n_too_long", "n_not_prose"];
         let counts = counts.map(|name| (name, 0)).into();
-        Self { params, counts, quarantine: None, ids: BTreeSet::new() }
+        Self { params, counts, quarantine: None, ids: BTreeSet::new(), empty_file: None }
     }
 
     fn run(
@@ -264,7 +272,7 @@ impl<'a> Scan<'a> {
         let (mut done, mut n_records) = (0, 0_u64);
         for file in files {
             ctx.check_cancelled()?;
-            check_unchanged(file)?;
+            let n_before = n_records;
             records::read(file, self.params, &mut |record| {
                 n_records += 1;
                 if n_records.is_multiple_of(1024) {
@@ -272,6 +280,10 @@ impl<'a> Scan<'a> {
                 }
                 self.take(file, record, visit)
             })?;
+            if n_records == n_before {
+                self.count("n_empty_files");
+                self.empty_file.get_or_insert_with(|| file.path.display().to_string());
+            }
             done += file.size_bytes;
             ctx.progress(done, total, "bytes");
         }
@@ -381,6 +393,10 @@ impl<'a> Scan<'a> {
             let n_corrupt = self.counts["n_corrupt"];
             ctx.warn(format!("{n_corrupt} corrupt records were set aside in `quarantine.jsonl`"));
         }
+        if let Some(file) = &self.empty_file {
+            let n = self.counts["n_empty_files"];
+            ctx.warn(format!("{n} files hold no record, the first `{file}`"));
+        }
         if let Some(mut file) = self.quarantine.and_then(|quarantine| quarantine.file) {
             let write = file.flush().and_then(|()| file.get_ref().sync_all());
             write.map_err(|error| Failure::io("cannot write `quarantine.jsonl`", &error))?;
@@ -390,18 +406,6 @@ impl<'a> Scan<'a> {
         }
         Ok(outputs)
     }
-}
-
-/// The key was made from the content at plan time; other content would be filed under a wrong key.
-fn check_unchanged(file: &ExternalFile) -> Result<(), Failure> {
-    let path = file.path.display();
-    let (digest, _) = Digest::of_file(&file.path)
-        .map_err(|error| Failure::io(format!("cannot read `{path}`"), &error))?;
-    if digest == file.digest {
-        return Ok(());
-    }
-    Err(Failure::permanent(format!("`{path}` changed after the run was planned"))
-        .help("run the same command again"))
 }
 
 /// The meta of a record: the chosen keys that it has.

@@ -9,7 +9,6 @@ use engine::task::{
     Context, Determinism, Estimate, ExternalFile, Facts, Failure, Inputs, Outputs, ParamError,
     Port, Predicted, Task,
 };
-use flate2::read::MultiGzDecoder;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::Field;
 use schemars::JsonSchema;
@@ -19,9 +18,12 @@ use serde_json::{Map, Value};
 use crate::corpus::write_json;
 use crate::cost::{fact, figure};
 use crate::format::Error;
+use crate::source::{self, Chunks};
 
 /// The file of the items in the artifact's folder.
 pub(crate) const FILE: &str = "items.jsonl.zst";
+/// A longer line is no item of a benchmark.
+const LINE_BYTES_MAX: u64 = 16 << 20;
 
 /// See the module.
 pub struct ReadItems;
@@ -31,7 +33,8 @@ pub struct ReadItems;
 #[serde(deny_unknown_fields)]
 pub struct Params {
     /// Glob patterns of the files: JSON lines, which may be compressed (`.gz`, `.zst`, `.zstd`), or
-    /// Parquet. Files are read in the order of their paths.
+    /// Parquet. Files are read in the order of their paths. As in `read_corpus`, they may lie in a
+    /// bucket (`s3://…`) or be piped in (`-`).
     pub paths: Vec<String>,
     /// Keeps the first items only.
     #[serde(default)]
@@ -46,6 +49,7 @@ impl Task for ReadItems {
     const INPUTS: &'static [Port] = &[];
     const OUTPUTS: &'static [Port] = &[Port::one("items", "items", "the items, as they are")];
     const UNKEYED: &'static [&'static str] = &["paths"];
+    const STREAMS: bool = true;
     type Params = Params;
 
     fn check(params: &Params) -> Result<(), ParamError> {
@@ -118,13 +122,11 @@ fn read(
     let path = file.path.display();
     let name = file.relative.to_ascii_lowercase();
     let extension = name.rsplit('.').next().unwrap_or_default();
-    let opened = File::open(&file.path)
-        .map_err(|error| Failure::io(format!("cannot open `{path}`"), &error))?;
     let wrong = |place: String, what: &dyn std::fmt::Display| {
         Failure::permanent(format!("{path}{place}: {what}"))
     };
     if matches!(extension, "parquet" | "pq") {
-        let reader = SerializedFileReader::new(opened)
+        let reader = SerializedFileReader::new(Chunks::open(file)?)
             .map_err(|error| wrong(String::new(), &format!("not a Parquet file: {error}")))?;
         let rows = reader.get_row_iter(None).map_err(|error| wrong(String::new(), &error))?;
         for (number, row) in rows.enumerate() {
@@ -136,19 +138,23 @@ fn read(
         }
         return Ok(());
     }
-    let raw = BufReader::with_capacity(1 << 17, opened);
-    let reader: Box<dyn BufRead> = match extension {
-        "gz" => Box::new(BufReader::new(MultiGzDecoder::new(raw))),
-        "zst" | "zstd" => Box::new(BufReader::new(zstd::Decoder::with_buffer(raw)?)),
-        _ => Box::new(raw),
-    };
-    for (number, line) in reader.lines().enumerate() {
-        let place = || format!(":{}", number + 1);
-        let line = line.map_err(|error| wrong(place(), &error))?;
-        if line.trim().is_empty() {
+    let mut reader = source::open(file)?;
+    let mut line = Vec::new();
+    for number in 1_u64.. {
+        let place = || format!(":{number}");
+        let n_bytes = source::read_line(&mut reader, LINE_BYTES_MAX, &mut line)
+            .map_err(|error| wrong(place(), &error))?;
+        if n_bytes == 0 {
+            break;
+        }
+        if n_bytes > LINE_BYTES_MAX {
+            let what = format!("the line has {n_bytes} bytes, more than {LINE_BYTES_MAX}");
+            return Err(wrong(place(), &what));
+        }
+        if line.trim_ascii().is_empty() {
             continue;
         }
-        let item: Map<String, Value> = serde_json::from_str(&line)
+        let item: Map<String, Value> = serde_json::from_slice(&line)
             .map_err(|error| wrong(place(), &format!("not a JSON object: {error}")))?;
         if !visit(Value::Object(item))? {
             return Ok(());

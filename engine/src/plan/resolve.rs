@@ -391,9 +391,9 @@ impl<'a> Resolver<'a> {
             }
             match self.read_external(index).await {
                 // A plan is still worth seeing where the files are on another machine.
-                Err(Error::External {
-                    source: source @ external::Error::NoMatch { .. }, ..
-                }) if self.mode == Mode::Look => {
+                Err(Error::External { source, .. })
+                    if self.mode == Mode::Look && source.is_absence() =>
+                {
                     self.without_files.insert(index, source.to_string());
                 }
                 result => result?,
@@ -405,7 +405,7 @@ impl<'a> Resolver<'a> {
     /// Finds and hashes the external files of a node again.
     pub(crate) async fn read_external(&mut self, index: usize) -> Result<(), Error> {
         let node = &self.pipeline.nodes[index];
-        for pattern in &node.external {
+        for pattern in node.external.iter().filter(|pattern| external::has_path(pattern)) {
             let base = external::base(pattern);
             if !self.stats.contains_key(&base) {
                 let stats = self.ledger.file_stats(&base).await?;
@@ -413,8 +413,10 @@ impl<'a> Resolver<'a> {
             }
         }
         let mut dirty = Vec::new();
+        let keep = (self.mode == Mode::Act).then(|| self.store.dir().join("work"));
+        let (patterns, stats) = (&node.external, &mut self.stats);
         let resolved = blocking(|| {
-            external::resolve(&node.external, &mut self.stats, &mut dirty, self.clock.now_us())
+            external::resolve(patterns, stats, &mut dirty, keep.as_deref(), self.clock.now_us())
         });
         let dirty = if self.ledger.is_read_only() { Vec::new() } else { dirty };
         for base in dirty {

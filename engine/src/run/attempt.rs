@@ -74,9 +74,9 @@ impl Job {
         let helps = self.items.helps.is_some();
         let (Ran { mut result, peak_memory_bytes }, has_places) = self.run_task();
         let mut external_changed = false;
-        if result.is_ok()
-            && let Some(file) = self.external.as_deref().and_then(Resolved::changed)
-        {
+        // What a task made of changed files is wrong, and so may be its complaint about them.
+        let is_over = !matches!(&result, Err(failure) if failure.kind == FailureKind::Cancelled);
+        if is_over && let Some(file) = self.external.as_deref().and_then(Resolved::changed) {
             external_changed = true;
             let path = file.path.display();
             result = Err(Failure::transient(format!("`{path}` changed while the task ran")));

@@ -74,6 +74,10 @@ impl Task for Scripted {
             "touch" if n_before == 0 => {
                 fs::write(&ctx.external()[0].path, "changed under the task")?;
             }
+            "touch_and_fail" if n_before == 0 => {
+                fs::write(&ctx.external()[0].path, "changed under the task")?;
+                return Err(Failure::permanent("half of the file is gone"));
+            }
             "steps" => steps(ctx, n)?,
             _ => {}
         }

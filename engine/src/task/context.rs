@@ -13,6 +13,7 @@ use super::Failure;
 use crate::checkpoint::CheckpointStore;
 pub use crate::checkpoint::{Checkpoint, Journal};
 use crate::digest::Digest;
+pub use crate::external::ExternalFile;
 use crate::item::{Item, ItemContext, ItemParts, ItemResults, Stage, Team};
 
 /// Tells an attempt to stop at its next safe point.
@@ -102,19 +103,6 @@ pub enum Report {
 pub trait Sink: Send + Sync {
     /// Takes one report.
     fn report(&self, report: Report);
-}
-
-/// A file outside the store, resolved from [`super::Task::external`].
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ExternalFile {
-    /// Where it is now.
-    pub path: PathBuf,
-    /// Its path below the fixed part of its pattern, `/`-separated: part of the key, unlike `path`.
-    pub relative: String,
-    /// Digest of its content at plan time.
-    pub digest: Digest,
-    /// Its size in bytes at plan time.
-    pub size_bytes: u64,
 }
 
 /// An artifact connected to an input port.

@@ -9,6 +9,7 @@ use super::{
     Context, Determinism, Estimate, Failure, Inputs, Outputs, OwnPort, ParamError, Port, Predicted,
     Task,
 };
+use crate::external;
 
 /// A task with its params as JSON.
 pub trait AnyTask: Send + Sync {
@@ -145,7 +146,14 @@ impl<T: Task> AnyTask for Erased<T> {
     }
 
     fn external(&self, params: &Value) -> Result<Vec<String>, ParamError> {
-        Ok(T::external(&parse::<T>(params)?))
+        let patterns = T::external(&parse::<T>(params)?);
+        if !T::STREAMS
+            && let Some(pattern) = patterns.iter().find(|pattern| !external::has_path(pattern))
+        {
+            let message = format!("`{pattern}` has no path, by which `{}` reads files", T::KIND);
+            return Err(ParamError::new("", message).help("copy the content to files first"));
+        }
+        Ok(patterns)
     }
 
     fn cost(&self, params: &Value, inputs: &Predicted) -> Result<Estimate, ParamError> {

@@ -90,7 +90,7 @@ impl Bench {
         let (digest, size_bytes) = Digest::of_file(path)
             .unwrap_or_else(|error| panic!("cannot read {}: {error}", path.display()));
         let (path, relative) = (path.to_owned(), relative.to_owned());
-        self.external.push(ExternalFile { path, relative, digest, size_bytes });
+        self.external.push(ExternalFile::at(path, relative, digest, size_bytes));
         self
     }
 

@@ -72,19 +72,33 @@ fn undecorated(line: &str) -> &str {
 /// Markdown without front matter, HTML comments, lines of badges and images, and link definitions;
 /// code blocks are kept as they are.
 pub(super) fn markdown(text: &str) -> String {
-    let text = without_comments(without_front_matter(text));
-    let mut kept = Vec::new();
+    let text = without_front_matter(text);
+    let mut comments = Comments { is_open: false, last_close: text.rfind("-->").unwrap_or(0) };
+    let mut kept: Vec<String> = Vec::new();
     let mut fence: Option<&str> = None;
-    for line in text.lines() {
-        let start = line.trim_start();
+    let (mut line, mut offset) = (String::new(), 0);
+    for source in text.split_inclusive('\n') {
+        offset += source.len();
+        let source = source.strip_suffix('\n').unwrap_or(source);
+        let start = source.trim_start();
         let mark = ["```", "~~~"].into_iter().find(|mark| start.starts_with(mark));
         match (fence, mark) {
+            _ if comments.is_open => {}
             (Some(open), Some(mark)) if open == mark => fence = None,
             (None, Some(mark)) => fence = Some(mark),
-            (None, None) if is_link_definition(start) || is_images(start) => continue,
             _ => {}
         }
-        kept.push(line);
+        if !comments.is_open && (fence.is_some() || mark.is_some()) {
+            kept.push(source.to_owned());
+            continue;
+        }
+        comments.leave_out(source, offset, &mut line);
+        if !comments.is_open {
+            let line = std::mem::take(&mut line);
+            if !is_link_definition(line.trim_start()) && !is_images(&line) {
+                kept.push(line);
+            }
+        }
     }
     kept.join("\n")
 }
@@ -95,26 +109,43 @@ fn without_front_matter(text: &str) -> &str {
         .map_or(text, |(_, body)| body)
 }
 
-fn without_comments(text: &str) -> String {
-    let mut kept = String::with_capacity(text.len());
-    let mut rest = text;
-    while let Some((before, comment)) = rest.split_once("<!--") {
-        kept.push_str(before);
-        // An unclosed comment is text.
-        let Some((_, after)) = comment.split_once("-->") else {
-            rest = &rest[before.len()..];
-            break;
-        };
-        rest = after;
-    }
-    kept.push_str(rest);
-    kept
+/// Comments of HTML, line by line.
+struct Comments {
+    /// Whether one goes on in the next line.
+    is_open: bool,
+    /// Where the last of them ends: one that is never closed is text.
+    last_close: usize,
 }
 
-/// `[name]: target`.
+impl Comments {
+    /// Appends to `kept` what of a line is no comment; the next line starts at `offset`.
+    fn leave_out(&mut self, line: &str, offset: usize, kept: &mut String) {
+        let mut rest = line;
+        loop {
+            if self.is_open {
+                let Some((_, after)) = rest.split_once("-->") else { return };
+                (rest, self.is_open) = (after, false);
+            }
+            let Some((before, comment)) = rest.split_once("<!--") else { break };
+            kept.push_str(before);
+            let is_code = kept.matches('`').count() % 2 == 1;
+            let is_closed = self.last_close >= offset || comment.contains("-->");
+            self.is_open = is_closed && !is_code;
+            if !self.is_open {
+                kept.push_str("<!--");
+            }
+            rest = comment;
+        }
+        kept.push_str(rest);
+    }
+}
+
+/// `[name]: target`; a footnote, `[^1]: text`, is text.
 fn is_link_definition(line: &str) -> bool {
     let definition = line.strip_prefix('[').and_then(|rest| rest.split_once("]:"));
-    definition.is_some_and(|(name, target)| !name.contains(['[', ']']) && !target.trim().is_empty())
+    definition.is_some_and(|(name, target)| {
+        !name.starts_with('^') && !name.contains(['[', ']']) && !target.trim().is_empty()
+    })
 }
 
 /// Whether a line has images and linked images, and nothing else.
@@ -198,6 +229,15 @@ mod tests {
             [ref]: http://x\n```\n[ref]: kept\n![kept](x)\n```\n<!-- open";
         let expected = "# Title\nText ![i](j) on.\n```\n[ref]: kept\n![kept](x)\n```\n<!-- open";
         assert_eq!(markdown(text), expected);
+        let check = |text: &str, expected: &str| assert_eq!(markdown(text), expected);
+        check(
+            "```\n<!-- x -->\n```\nUse `<!--` here.\n-->",
+            "```\n<!-- x -->\n```\nUse `<!--` here.\n-->",
+        );
+        check("[^1]: A note.\n[a]: b", "[^1]: A note.");
+        check("a <!-- b\n```\n[x]: y --> c <!-- d --> e", "a  c  e");
+        check("<!-- a\n[x]: y", "<!-- a");
+        check("a\n\nb\n", "a\n\nb");
     }
 
     #[test]

@@ -1,16 +1,17 @@
 //! Records of one file, format by format, each with its place.
 
-use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read};
+use std::io::{self, BufRead, Read};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use engine::task::{ExternalFile, Failure};
-use flate2::read::MultiGzDecoder;
+use parquet::errors::ParquetError;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::{Field, Row};
 use parquet::schema::types::Type;
 use serde_json::{Map, Value};
 
 use super::{Format, Params, RustDocs, chosen_meta, extract};
+use crate::source::{self, Chunks, Compression, read_line};
 
 /// One record of a file.
 pub(super) struct Record {
@@ -37,7 +38,7 @@ pub(super) fn read(
     params: &Params,
     visit: &mut Visit<'_>,
 ) -> Result<(), Failure> {
-    let (format, compression) = detect(&file.relative, params.format).ok_or_else(|| {
+    let format = detect(&file.relative, params.format).ok_or_else(|| {
         Failure::permanent(format!(
             "cannot tell the format of `{}` from its name",
             file.path.display()
@@ -46,33 +47,20 @@ pub(super) fn read(
     })?;
     match format {
         Format::Parquet => read_parquet(file, params, visit),
-        Format::Jsonl => read_lines(file, params, &mut open(file, compression)?, visit),
-        _ => read_text(file, params, format, &mut open(file, compression)?, visit),
+        Format::Jsonl => read_lines(file, params, &mut source::open(file)?, visit),
+        _ => read_text(file, params, format, &mut source::open(file)?, visit),
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Compression {
-    None,
-    Gzip,
-    Zstd,
-}
-
-/// The format and compression of a file called `name`; `None` when the name does not tell.
-fn detect(name: &str, format: Format) -> Option<(Format, Compression)> {
-    let name = name.to_ascii_lowercase();
-    let (stem, compression) = if let Some(stem) = name.strip_suffix(".gz") {
-        (stem, Compression::Gzip)
-    } else if let Some(stem) = name.strip_suffix(".zst").or_else(|| name.strip_suffix(".zstd")) {
-        (stem, Compression::Zstd)
-    } else {
-        (name.as_str(), Compression::None)
-    };
+/// The format of a file called `name`; `None` when the name does not tell.
+fn detect(name: &str, format: Format) -> Option<Format> {
     if format != Format::Auto {
-        return Some((format, compression));
+        return Some(format);
     }
+    let name = name.to_ascii_lowercase();
+    let (_, stem) = Compression::of(&name);
     let base = stem.rsplit('/').next().unwrap_or(stem);
-    let format = match base.rsplit_once('.').map(|(_, extension)| extension) {
+    Some(match base.rsplit_once('.').map(|(_, extension)| extension) {
         Some("txt" | "text") => Format::Text,
         Some("md" | "markdown") => Format::Markdown,
         Some("rs") => Format::RustDoc,
@@ -80,20 +68,7 @@ fn detect(name: &str, format: Format) -> Option<(Format, Compression)> {
         Some("parquet" | "pq") => Format::Parquet,
         None if base == "readme" => Format::Text,
         _ => return None,
-    };
-    Some((format, compression))
-}
-
-fn open(file: &ExternalFile, compression: Compression) -> Result<Box<dyn BufRead>, Failure> {
-    let open = || -> io::Result<Box<dyn BufRead>> {
-        let raw = BufReader::with_capacity(1 << 17, File::open(&file.path)?);
-        Ok(match compression {
-            Compression::None => Box::new(raw),
-            Compression::Gzip => Box::new(BufReader::new(MultiGzDecoder::new(raw))),
-            Compression::Zstd => Box::new(BufReader::new(zstd::Decoder::with_buffer(raw)?)),
-        })
-    };
-    open().map_err(|error| Failure::io(format!("cannot open `{}`", file.path.display()), &error))
+    })
 }
 
 /// A file that cannot be read on is no corrupt record: what follows would be lost.
@@ -180,30 +155,6 @@ fn read_lines(
     Ok(())
 }
 
-/// Reads a line and tells its length in bytes, line break included; 0 at the end of the file. Of a
-/// line longer than `limit`, only the start is kept.
-fn read_line(reader: &mut dyn BufRead, limit: u64, line: &mut Vec<u8>) -> io::Result<u64> {
-    line.clear();
-    let mut n_bytes = 0_u64;
-    loop {
-        let available = match reader.fill_buf() {
-            Ok(available) => available,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(error) => return Err(error),
-        };
-        let end = available.iter().position(|&byte| byte == b'\n');
-        let n = end.map_or(available.len(), |end| end + 1);
-        if n_bytes + n as u64 <= limit {
-            line.extend_from_slice(&available[..n]);
-        }
-        n_bytes += n as u64;
-        reader.consume(n);
-        if end.is_some() || n == 0 {
-            return Ok(n_bytes);
-        }
-    }
-}
-
 fn json_content(line: &[u8], params: &Params) -> Result<Content, String> {
     let line = std::str::from_utf8(line.trim_ascii_end())
         .map_err(|_| "the line is not UTF-8".to_owned())?;
@@ -242,12 +193,17 @@ fn read_parquet(
     visit: &mut Visit<'_>,
 ) -> Result<(), Failure> {
     let path = file.path.display();
-    let fail = |what: &str, error: &dyn std::fmt::Display| {
-        Failure::permanent(format!("{path}: {what}: {error}"))
+    let failed = |what: &str, error: ParquetError| match error {
+        // What a server does may pass.
+        ParquetError::External(source) if source.is::<io::Error>() => {
+            let source = source.downcast::<io::Error>().expect("it was looked at");
+            Failure::io(format!("{path}: {what}"), &source)
+        }
+        error => Failure::permanent(format!("{path}: {what}: {error}")),
     };
-    let opened = File::open(&file.path)
-        .map_err(|error| Failure::io(format!("cannot open `{path}`"), &error))?;
-    let reader = SerializedFileReader::new(opened).map_err(|e| fail("not a Parquet file", &e))?;
+    let chunks = Chunks::open(file)?;
+    let reader = guarded(|| SerializedFileReader::new(chunks))
+        .map_err(|error| failed("not a Parquet file", error))?;
     let schema = reader.metadata().file_metadata().schema();
     let columns: Vec<&str> = schema.get_fields().iter().map(|field| field.name()).collect();
     let mut wanted: Vec<&String> = vec![&params.text_key];
@@ -263,16 +219,23 @@ fn read_parquet(
     let projection = Type::group_type_builder(schema.name())
         .with_fields(fields.cloned().collect())
         .build()
-        .map_err(|error| fail("cannot read the schema", &error))?;
-    let rows = reader
-        .get_row_iter(Some(projection))
-        .map_err(|error| fail("cannot read the columns", &error))?;
-    for (number, row) in (0..).zip(rows) {
-        let row = row.map_err(|error| fail(&format!("row {}", number + 1), &error))?;
+        .map_err(|error| failed("cannot read the schema", error))?;
+    let mut rows = guarded(|| reader.get_row_iter(Some(projection)))
+        .map_err(|error| failed("cannot read the columns", error))?;
+    for number in 0.. {
+        let row = guarded(|| rows.next().transpose())
+            .map_err(|error| failed(&format!("row {}", number + 1), error))?;
+        let Some(row) = row else { break };
         let content = row_content(&row, params);
         visit(Record { number, place: format!("row {}", number + 1), content })?;
     }
     Ok(())
+}
+
+/// Calls the library, which panics on some damaged files.
+fn guarded<T>(call: impl FnOnce() -> Result<T, ParquetError>) -> Result<T, ParquetError> {
+    catch_unwind(AssertUnwindSafe(call))
+        .unwrap_or_else(|_| Err(ParquetError::General("it is damaged".to_owned())))
 }
 
 fn row_content(row: &Row, params: &Params) -> Result<Content, String> {
@@ -324,33 +287,17 @@ mod tests {
 
     #[test]
     fn names_tell_formats() {
-        let check = |name: &str, expected: Option<(Format, Compression)>| {
+        let check = |name: &str, expected: Option<Format>| {
             assert_eq!(detect(name, Format::Auto), expected, "{name}");
         };
-        check("a/README", Some((Format::Text, Compression::None)));
-        check("a/b.JSONL.ZST", Some((Format::Jsonl, Compression::Zstd)));
-        check("a/b.jsonl.zstd", Some((Format::Jsonl, Compression::Zstd)));
-        check("b.txt.gz", Some((Format::Text, Compression::Gzip)));
-        check("src/lib.rs", Some((Format::RustDoc, Compression::None)));
-        check("a.parquet", Some((Format::Parquet, Compression::None)));
+        check("a/README", Some(Format::Text));
+        check("a/b.JSONL.ZST", Some(Format::Jsonl));
+        check("a/b.jsonl.zstd", Some(Format::Jsonl));
+        check("b.txt.gz", Some(Format::Text));
+        check("src/lib.rs", Some(Format::RustDoc));
+        check("a.parquet", Some(Format::Parquet));
         check("a.d/file", None);
         check("a.bin", None);
-        assert_eq!(detect("a.bin", Format::Text), Some((Format::Text, Compression::None)));
-    }
-
-    #[test]
-    fn long_lines_are_measured_not_kept() {
-        let mut reader = BufReader::with_capacity(7, &b"short\n0123456789012345\n\nend"[..]);
-        let mut line = Vec::new();
-        let mut lengths = Vec::new();
-        loop {
-            let n_bytes = read_line(&mut reader, 10, &mut line).unwrap();
-            lengths.push(n_bytes);
-            assert!(line.len() <= 10);
-            if n_bytes == 0 {
-                break;
-            }
-        }
-        assert_eq!(lengths, [6, 17, 1, 3, 0]);
+        assert_eq!(detect("a.bin", Format::Text), Some(Format::Text));
     }
 }

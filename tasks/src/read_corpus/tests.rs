@@ -3,10 +3,12 @@ use std::io::Write as _;
 use std::path::Path;
 use std::sync::Arc;
 
+use engine::task::Report;
 use engine::task::testbed::Bench;
 use parquet::data_type::{ByteArray, ByteArrayType};
 use parquet::file::writer::SerializedFileWriter;
 use parquet::schema::parser::parse_message_type;
+use proptest::prelude::*;
 
 use super::*;
 use crate::corpus::Corpus;
@@ -171,6 +173,31 @@ fn corrupt_records_are_located_and_set_aside() {
     assert!(reasons[4]["reason"].as_str().unwrap().contains("more than `max_record_bytes: 30`"));
 }
 
+/// Files without a record are no error beside others, but they are counted and named.
+#[test]
+fn empty_files_are_told() {
+    let (gz, zst) = (gzip(b""), zstd::encode_all(&b""[..], 1).unwrap());
+    let empty: [(&str, &[u8]); 4] =
+        [("b.jsonl", b""), ("c.jsonl.gz", &gz), ("d.jsonl.zst", &zst), ("e.jsonl", b"\n\n")];
+    let mut all: Vec<(&str, &[u8])> = vec![("a.jsonl", b"{\"text\": \"x\"}")];
+    all.extend(empty);
+    let files = Files::new(&all);
+    let outputs = files.run(json!({})).unwrap();
+    let counts = ["n_documents", "n_empty_files"].map(|name| outputs.metrics[name] as u64);
+    assert_eq!(counts, [1, 4]);
+    let warned = files.bench.sink.reports().into_iter().any(|report| {
+        matches!(report, Report::Log { text, .. } if text.contains("4 files hold no record") && text.contains("in/b.jsonl"))
+    });
+    assert!(warned);
+    let none = Files::new(&empty).error(json!({}));
+    assert!(
+        none.contains("no document was found in 4 files") && none.contains("4 empty files"),
+        "{none}"
+    );
+    let parquet = Files::new(&[("a.parquet", b"")]).error(json!({}));
+    assert!(parquet.contains("a.parquet: not a Parquet file"), "{parquet}");
+}
+
 #[test]
 fn wrong_files_are_clear_errors() {
     let latin = Files::new(&[("a.txt", b"first\nna\xefve")]);
@@ -182,6 +209,9 @@ fn wrong_files_are_clear_errors() {
     let cut = Files::new(&[("a.jsonl.zst", &zst[..zst.len() - 5])]);
     let cut = cut.error(json!({}));
     assert!(cut.contains("a.jsonl.zst:") && cut.contains("cannot read on"), "{cut}");
+    let gz = gzip(&b"{\"text\": \"abc\"}\n".repeat(50_000));
+    let cut = Files::new(&[("a.jsonl.gz", &gz[..gz.len() - 9])]).error(json!({"max_corrupt": 9}));
+    assert!(cut.contains("a.jsonl.gz:50001: cannot read on"), "{cut}");
     let twice = b"{\"text\": \"a\", \"id\": 1}\n{\"text\": \"b\", \"id\": 1}\n";
     let twice = Files::new(&[("a.jsonl", twice)]).error(json!({"id_key": "id"}));
     assert!(twice.contains("a.jsonl:2: id `1` was seen before"), "{twice}");
@@ -189,12 +219,50 @@ fn wrong_files_are_clear_errors() {
     assert!(empty.contains("no file matches `in/*`"), "{empty}");
     let parquet = Files::new(&[("a.parquet", b"no")]).error(json!({}));
     assert!(parquet.contains("a.parquet: not a Parquet file"), "{parquet}");
-    let changed = Files::new(&[("a.txt", b"x")]);
-    fs::write(changed.dir.path().join("in/a.txt"), b"y").unwrap();
-    assert!(changed.error(json!({})).contains("changed after the run was planned"));
     let mut same = Files::new(&[("a.txt", b"x")]);
     same.bench.external.push(same.bench.external[0].clone());
     assert!(same.error(json!({})).contains("are both called `a.txt`"));
     assert!(same.error(json!({"part_chars": 0})).contains("0 keeps nothing"));
     assert!(same.error(json!({"min_chars": 5, "max_chars": 4})).contains("below `min_chars: 5`"));
+}
+
+/// Damage to a file: where, and what comes there.
+fn damaged(bytes: &[u8], damage: &[(u16, u8)], kept: u16) -> Vec<u8> {
+    let mut bytes = bytes.to_owned();
+    for &(at, byte) in damage {
+        let at = usize::from(at) * bytes.len() / (1 << 16);
+        bytes[at] = byte;
+    }
+    bytes.truncate(bytes.len() * usize::from(kept) / (1 << 16) + 1);
+    bytes
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(150))]
+    /// Whatever a file holds, the end is a corpus or a message that names the file.
+    #[test]
+    fn no_file_makes_the_reader_panic(
+        damage in prop::collection::vec((any::<u16>(), any::<u8>()), 0..6),
+        kept in prop_oneof![3 => Just(u16::MAX), 1 => any::<u16>()],
+    ) {
+        let lines = b"{\"text\": \"caf\xc3\xa9 \\ud83e\\udd80\", \"id\": 1}\n{\"text\": \"b\"}\n".repeat(20);
+        let dir = tempfile::tempdir().unwrap();
+        write_parquet(&dir.path().join("x"), &["one", "two two", "three"]);
+        let parquet = fs::read(dir.path().join("x")).unwrap();
+        let (gz, zst) = (gzip(&lines), zstd::encode_all(&lines[..], 1).unwrap());
+        let sound = [("a.jsonl", &lines), ("a.jsonl.gz", &gz), ("a.jsonl.zst", &zst), ("a.parquet", &parquet), ("a.md", &lines)];
+        for (name, bytes) in sound {
+            let files = Files::new(&[(name, &damaged(bytes, &damage, kept))]);
+            match files.run(json!({"max_corrupt": 1000, "max_record_bytes": 1 << 20})) {
+                Ok(_) => {
+                    let corpus = Corpus::open(&files.bench.out("corpus")).unwrap();
+                    prop_assert!(corpus.documents().all(|document| document.is_ok()));
+                }
+                Err(failure) => prop_assert!(
+                    failure.message.contains(name) || failure.message.contains("no document was found"),
+                    "{}", failure.message
+                ),
+            }
+        }
+    }
 }

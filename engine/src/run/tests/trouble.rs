@@ -233,14 +233,16 @@ async fn external_files_count_by_relative_path_and_content() {
 
 #[tokio::test]
 async fn a_file_that_changes_under_a_task_gives_a_new_key() {
-    let mut bench = Bench::new();
-    let file = bench.dir.path().join("data.txt");
-    fs::write(&file, "before").unwrap();
-    bench.node("read", &[], json!({"files": [file], "act": "touch"}));
-    let summary = bench.run().await;
-    assert_eq!((summary.state, bench.n_runs("read")), (RunState::Done, 2));
-    assert_eq!(text_of(&summary, "read"), "changed under the task");
-    assert_eq!(counts(&bench.run().await), [0, 1, 0, 0]);
+    for act in ["touch", "touch_and_fail"] {
+        let mut bench = Bench::new();
+        let file = bench.dir.path().join("data.txt");
+        fs::write(&file, "before").unwrap();
+        bench.node("read", &[], json!({"files": [file], "act": act}));
+        let summary = bench.run().await;
+        assert_eq!((summary.state, bench.n_runs("read")), (RunState::Done, 2), "{act}");
+        assert_eq!(text_of(&summary, "read"), "changed under the task");
+        assert_eq!(counts(&bench.run().await), [0, 1, 0, 0]);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
