@@ -4,6 +4,7 @@ mod obey;
 mod reports;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::convert::Infallible;
 use std::future;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
@@ -92,6 +93,8 @@ pub(super) struct Driver<'a> {
     posts: (UnboundedSender<Post>, UnboundedReceiver<Post>),
     done: (UnboundedSender<Done>, UnboundedReceiver<Done>),
     trouble: (UnboundedSender<String>, UnboundedReceiver<String>),
+    /// The receiver sees the end when nothing is tidied up any more.
+    tidying: (UnboundedSender<Infallible>, UnboundedReceiver<Infallible>),
     sequence: i64,
     began: Instant,
     /// Beats once something is claimed.
@@ -151,6 +154,7 @@ impl<'a> Driver<'a> {
             posts: unbounded_channel(),
             done: unbounded_channel(),
             trouble: unbounded_channel(),
+            tidying: unbounded_channel(),
             sequence: 0,
             began: now,
             heart: None,
@@ -466,13 +470,23 @@ impl<'a> Driver<'a> {
             return;
         }
         let store = self.engine.store.items();
-        let remove = move || {
+        self.tidy(move || {
             for (key, epoch) in items {
                 // What stays only takes space until the garbage is collected.
                 let _ = store.remove(key, epoch);
             }
+        });
+    }
+
+    /// Removes something beside the run, which does not end before.
+    fn tidy(&self, work: impl FnOnce() + Send + 'static) {
+        let tidying = self.tidying.0.clone();
+        let work = move || {
+            work();
+            drop(tidying);
         };
-        let _ = self.crew.run(Box::new(remove));
+        // Without a thread it stays until the garbage is collected.
+        let _ = self.crew.run(Box::new(work));
     }
 
     /// Who the items of an attempt belong to.

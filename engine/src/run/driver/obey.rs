@@ -32,11 +32,10 @@ impl Driver<'_> {
         if let Some(attempt) = attempt.filter(|_| made.has_checkpoints) {
             // Only now is the work of the checkpoints safe elsewhere.
             let checkpoints = self.engine.store.checkpoints(attempt.key);
-            let clear = move || {
+            self.tidy(move || {
                 // What stays only takes space until the garbage is collected.
                 let _ = checkpoints.clear();
-            };
-            let _ = self.crew.run(Box::new(clear));
+            });
         }
         let name = self.name(node);
         let metrics = made.metrics;

@@ -2,6 +2,8 @@
 
 use std::time::Instant;
 
+use tokio::sync::mpsc::unbounded_channel;
+
 use super::super::report::{Counts, NodeFailure, NodeState, RunEvent, RunState, RunSummary};
 use super::{Driver, REPORT_EVERY};
 use crate::ledger::{Batch, EventRow, LogLine, MetricRow, ProgressRow, Writer, nodes_digest};
@@ -117,6 +119,9 @@ impl Driver<'_> {
             let _ = tokio::time::timeout(LAST_WORDS, write).await;
         } else {
             write.await?;
+            let (sender, mut receiver) = std::mem::replace(&mut self.tidying, unbounded_channel());
+            drop(sender);
+            receiver.recv().await;
         }
         Ok(self.summary(state, nodes))
     }
