@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
 use super::{Board, Call, ItemKey, State, Status};
+use crate::digest::Digest;
 use crate::task::CancelToken;
 
 /// States of items in memory. One process, so whatever runs is the asker's.
@@ -23,6 +24,13 @@ impl MemoryBoard {
     pub fn n_done(&self) -> usize {
         let states = self.states.lock().unwrap_or_else(PoisonError::into_inner);
         states.values().filter(|state| is_done(state)).count()
+    }
+
+    /// Items that are done, each with the number of the attempt that did it.
+    pub fn done(&self) -> BTreeMap<Digest, i64> {
+        let states = self.states.lock().unwrap_or_else(PoisonError::into_inner);
+        let done = states.iter().filter(|(_, state)| is_done(state));
+        done.map(|(key, state)| (key.0, state.epoch)).collect()
     }
 
     /// How many times items were begun.
