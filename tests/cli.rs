@@ -2,30 +2,7 @@
 
 use insta::assert_snapshot;
 
-use crate::harness::{Place, read};
-
-/// Small, and every node takes milliseconds.
-const WORLD: &str = r#"version: 1
-params:
-  seed: 1
-  vocab_size: 300
-nodes:
-  corpus:
-    task: generate_corpus
-    params: {n_concepts: 12, seed: "${{ params.seed }}"}
-  split: {task: split, in: corpus, params: {n_documents: 4}}
-  tokenizer:
-    task: train_tokenizer
-    in: split.train
-    params: {vocab_size: "${{ params.vocab_size }}"}
-  tokens: {task: tokenize, in: {corpus: split.train, tokenizer: tokenizer}}
-"#;
-
-fn world() -> Place {
-    let place = Place::new();
-    place.write("world.yaml", WORLD);
-    place
-}
+use crate::harness::{Place, WORLD, read};
 
 /// Compares with a snapshot, with everything replaced that differs from run to run.
 macro_rules! snapshot {
@@ -74,17 +51,17 @@ fn unknown_command() {
 
 #[test]
 fn bad_setting() {
-    snapshot!(world(), &["plan", "world.yaml", "--set", "seed"]);
+    snapshot!(Place::world(), &["plan", "world.yaml", "--set", "seed"]);
 }
 
 #[test]
 fn unknown_param() {
-    snapshot!(world(), &["plan", "world.yaml", "--set", "sead=2"]);
+    snapshot!(Place::world(), &["plan", "world.yaml", "--set", "sead=2"]);
 }
 
 #[test]
 fn unknown_target() {
-    snapshot!(world(), &["plan", "world.yaml", "--to", "token"]);
+    snapshot!(Place::world(), &["plan", "world.yaml", "--to", "token"]);
 }
 
 /// The nodes of `tidy` do not stand side by side: `between` needs one and gives to the other.
@@ -122,7 +99,7 @@ fn mistakes_of_a_pipeline() {
 
 #[test]
 fn json_is_one_line() {
-    let place = world();
+    let place = Place::world();
     for args in [
         &["plan", "world.yaml"][..],
         &["run", "world.yaml"],
@@ -158,7 +135,7 @@ fn json_is_one_line() {
 
 #[test]
 fn a_run_from_plan_to_logs() {
-    let place = world();
+    let place = Place::world();
     snapshot!(place, &["plan", "world.yaml"]);
     snapshot!(place, &["run", "world.yaml", "--cpu", "1"]);
     snapshot!(place, &["plan", "world.yaml"]);
@@ -175,7 +152,7 @@ fn a_run_from_plan_to_logs() {
 
 #[test]
 fn summary_has_the_promised_fields() {
-    let place = world();
+    let place = Place::world();
     let summary = place.sbp(&["run", "world.yaml", "--json"]).expect(0).json();
     assert_eq!(summary["state"], "done");
     for (count, n) in [("total", 4), ("ran", 4), ("cached", 0), ("failed", 0)] {
@@ -191,7 +168,7 @@ fn summary_has_the_promised_fields() {
 
 #[test]
 fn targets_run_what_they_need_only() {
-    let place = world();
+    let place = Place::world();
     let run = ["run", "world.yaml", "--json", "--to", "split"];
     let summary = place.sbp(&run).expect(0).json();
     let names: Vec<&String> = summary["outputs"].as_object().unwrap().keys().collect();
@@ -200,7 +177,7 @@ fn targets_run_what_they_need_only() {
 
 #[test]
 fn a_failed_node_stops_the_run() {
-    let place = world();
+    let place = Place::world();
     // The world has too few different pairs of bytes for such a vocabulary.
     let args = ["run", "world.yaml", "--set", "vocab_size=60000"];
     snapshot!(place, &args);
@@ -212,7 +189,7 @@ fn a_failed_node_stops_the_run() {
 
 #[test]
 fn store_trouble_has_its_own_code() {
-    let place = world();
+    let place = Place::world();
     place.write("file", "");
     place.sbp(&["run", "world.yaml", "--dir", "file/below"]).expect(3);
     place.sbp(&["run", "world.yaml", "--ledger", "postgres://127.0.0.1:1/none"]).expect(3);
@@ -220,7 +197,7 @@ fn store_trouble_has_its_own_code() {
 
 #[test]
 fn quiet_prints_data_only() {
-    let place = world();
+    let place = Place::world();
     let ran = place.sbp(&["run", "world.yaml", "--quiet"]).expect(0);
     assert_eq!(ran.stderr, "");
     let ran = place.sbp(&["run", "world.yaml", "--quiet", "--json"]).expect(0);
@@ -230,7 +207,7 @@ fn quiet_prints_data_only() {
 
 #[test]
 fn no_colour_where_nobody_asked() {
-    let place = world();
+    let place = Place::world();
     let ran = place.sbp(&["run", "world.yaml"]).expect(0);
     assert!(!ran.stdout.contains('\u{1b}') && !ran.stderr.contains('\u{1b}'));
     let ran = place.sbp(&["plan", "world.yaml", "--color", "always"]).expect(0);
@@ -264,7 +241,7 @@ fn every_task_is_documented() {
 
 #[test]
 fn damage_is_found_and_mended() {
-    let place = world();
+    let place = Place::world();
     let summary = place.sbp(&["run", "world.yaml", "--json"]).expect(0).json();
     let dir =
         place.path().join(summary["outputs"]["tokenizer"]["tokenizer"]["path"].as_str().unwrap());

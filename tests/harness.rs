@@ -23,6 +23,23 @@ pub(crate) fn has_extension(path: impl AsRef<Path>, extension: &str) -> bool {
     path.as_ref().extension().is_some_and(|found| found == extension)
 }
 
+/// A pipeline whose every node takes milliseconds.
+pub(crate) const WORLD: &str = r#"version: 1
+params:
+  seed: 1
+  vocab_size: 300
+nodes:
+  corpus:
+    task: generate_corpus
+    params: {n_concepts: 12, seed: "${{ params.seed }}"}
+  split: {task: split, in: corpus, params: {n_documents: 4}}
+  tokenizer:
+    task: train_tokenizer
+    in: split.train
+    params: {vocab_size: "${{ params.vocab_size }}"}
+  tokens: {task: tokenize, in: {corpus: split.train, tokenizer: tokenizer}}
+"#;
+
 /// A temporary folder in which `sbp` runs.
 pub(crate) struct Place {
     dir: tempfile::TempDir,
@@ -59,6 +76,13 @@ pub(crate) struct Ran {
 impl Place {
     pub(crate) fn new() -> Self {
         Self { dir: tempfile::tempdir().unwrap() }
+    }
+
+    /// A folder with [`WORLD`] as `world.yaml`.
+    pub(crate) fn world() -> Self {
+        let place = Self::new();
+        place.write("world.yaml", WORLD);
+        place
     }
 
     pub(crate) fn path(&self) -> &Path {

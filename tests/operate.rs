@@ -2,33 +2,16 @@
 
 use std::time::{Duration, Instant};
 
-use crate::harness::Place;
-
-const WORLD: &str = r#"version: 1
-params:
-  vocab_size: 300
-nodes:
-  corpus: {task: generate_corpus, params: {n_concepts: 12, seed: 1}}
-  split: {task: split, in: corpus, params: {n_documents: 4}}
-  tokenizer:
-    task: train_tokenizer
-    in: split.train
-    params: {vocab_size: "${{ params.vocab_size }}"}
-  tokens: {task: tokenize, in: {corpus: split.train, tokenizer: tokenizer}}
-"#;
-
-fn world() -> Place {
-    let place = Place::new();
-    place.write("world.yaml", WORLD);
-    place
-}
+use crate::harness::{Place, WORLD};
 
 #[test]
 fn a_run_is_stopped_from_elsewhere() {
     let place = Place::new();
     let text = crate::harness::read("tests/pipelines/small.yaml");
     place.write("small.yaml", &text);
-    let mut child = place.start(&["run", "small.yaml", "--json"]);
+    // It cannot be over before it is stopped.
+    let run = ["run", "small.yaml", "--set", "budget_tokens=50_000_000", "--json"];
+    let mut child = place.start(&run);
     let since = Instant::now();
     // The run is in the ledger some time after its process started.
     let asked = loop {
@@ -50,7 +33,7 @@ fn a_run_is_stopped_from_elsewhere() {
 
 #[test]
 fn runs_are_compared_and_tagged_and_old_results_collected() {
-    let place = world();
+    let place = Place::world();
     let run = |vocab: &str| {
         let set = format!("vocab_size={vocab}");
         place.sbp(&["run", "world.yaml", "--set", &set, "--json"]).expect(0).json()
@@ -91,7 +74,7 @@ fn runs_are_compared_and_tagged_and_old_results_collected() {
 
 #[test]
 fn stray_words_stop_and_keep_nothing() {
-    let place = world();
+    let place = Place::world();
     let done = place.sbp(&["run", "world.yaml", "--to", "split", "--json"]).expect(0).json();
     let id = done["run"].as_str().unwrap();
     let first = &id[..1];
@@ -110,7 +93,7 @@ fn stray_words_stop_and_keep_nothing() {
 
 #[test]
 fn a_mistyped_folder_stays_a_mistake() {
-    let place = world();
+    let place = Place::world();
     place.sbp(&["run", "world.yaml", "--to", "corpus"]).expect(0);
     place.sbp(&["ledger", "export", "backup.jsonl"]).expect(0);
     for args in [
@@ -164,7 +147,7 @@ nodes:
 
 #[test]
 fn the_ledger_moves_as_a_whole() {
-    let place = world();
+    let place = Place::world();
     let summary = place.sbp(&["run", "world.yaml", "--json"]).expect(0).json();
     let exported = place.sbp(&["ledger", "export", "all.jsonl", "--json"]).expect(0).json();
     assert!(exported["rows"].as_u64().unwrap() > 20);
@@ -181,7 +164,7 @@ fn the_ledger_moves_as_a_whole() {
 
 #[test]
 fn a_lost_artifact_is_found_by_the_ledger_check() {
-    let place = world();
+    let place = Place::world();
     let summary = place.sbp(&["run", "world.yaml", "--json"]).expect(0).json();
     let path = summary["outputs"]["tokens"]["tokens"]["path"].as_str().unwrap().to_owned();
     std::fs::rename(place.path().join(&path), place.path().join("gone")).unwrap();
@@ -205,7 +188,7 @@ fn pipelines_are_drawn_with_fan_outs_collapsed() {
 
 #[test]
 fn operator_commands_give_one_line_of_json() {
-    let place = world();
+    let place = Place::world();
     place.sbp(&["run", "world.yaml"]).expect(0);
     for (args, code) in [
         (&["metrics", "tokenizer"][..], 0),

@@ -1,6 +1,5 @@
 //! A run that is stopped anywhere, any number of times, ends with the bytes of one that was not.
 
-use std::path::Path;
 use std::process::Child;
 use std::thread::sleep;
 use std::time::{Duration, Instant, SystemTime};
@@ -89,42 +88,63 @@ fn killed_runs_resume_to_the_same_bytes() {
 
 #[test]
 fn an_interrupted_run_saves_and_resumes() {
-    let (reference, _) = undisturbed(&small(), &RUN);
+    // Long enough that it cannot be over before it is interrupted.
+    let run = [&RUN[..], &["--set", "budget_tokens=400_000"]].concat();
+    let (reference, _) = undisturbed(&small(), &run);
     let place = small();
-    let mut child = place.start(&RUN);
-    wait_for(&place.path().join("err.txt"), "train      started");
-    let pid = Pid::from_child(&child);
-    // Long enough for the attempt to be past its first steps.
-    sleep(Duration::from_millis(300));
-    kill_process(pid, Signal::INT).unwrap();
+    let mut child = place.start(&run);
+    let checkpoints = || {
+        let entries = std::fs::read_dir(place.path().join(".sbp/checkpoints"));
+        entries.map_or(0, Iterator::count)
+    };
+    wait_until("training", || place.said().stderr.contains("train      started"));
+    wait_until("a checkpoint", || checkpoints() > 0);
+    kill_process(Pid::from_child(&child), Signal::INT).unwrap();
     let ran = ended(&place, &mut child).expect(130);
     assert_eq!(ran.json()["state"], "cancelled");
     assert!(ran.stderr.contains("the same command goes on"), "{}", ran.stderr);
 
-    let checkpoints = std::fs::read_dir(place.path().join(".sbp/checkpoints")).unwrap().count();
-    assert_eq!(checkpoints, 1, "the interrupted node left its checkpoint");
-    let resumed = place.sbp(&RUN).expect(0).json();
+    assert_eq!(checkpoints(), 1, "the interrupted node left its checkpoint");
+    let resumed = place.sbp(&run).expect(0).json();
     assert_eq!(digests(&resumed), digests(&reference));
     assert_eq!(resumed["nodes"]["ran"], 1);
 }
 
+/// Asked to stop, it saves for seconds, which the first interrupt lets it do.
+const SAVES_SLOWLY: &str = "
+version: 1
+nodes:
+  slow:
+    task: exec
+    params:
+      shell: true
+      outputs: {out: any}
+      command:
+        - |
+          trap 'touch asked; sleep 5; touch saved; exit 1' TERM
+          touch started
+          while true; do sleep 0.1; done
+";
+
 #[test]
 fn a_second_interrupt_stops_at_once() {
-    let place = small();
-    let mut child = place.start(&["run", "small.yaml", "--set", "budget_tokens=50_000_000"]);
-    wait_for(&place.path().join("err.txt"), "train      started");
+    let place = Place::new();
+    place.write("slow.yaml", SAVES_SLOWLY);
+    let has = |name: &str| place.path().join(name).exists();
+    let mut child = place.start(&["run", "slow.yaml"]);
     let pid = Pid::from_child(&child);
+    wait_until("the program runs", || has("started"));
     kill_process(pid, Signal::INT).unwrap();
+    wait_until("the program is asked to stop", || has("asked"));
     kill_process(pid, Signal::INT).unwrap();
-    let began = Instant::now();
     ended(&place, &mut child).expect(130);
-    assert!(began.elapsed() < Duration::from_secs(5), "it took {:?}", began.elapsed());
+    assert!(!has("saved"), "the second interrupt was not heard");
 }
 
-fn wait_for(path: &Path, text: &str) {
+fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
     let began = Instant::now();
-    while !std::fs::read_to_string(path).unwrap_or_default().contains(text) {
-        assert!(began.elapsed() < Duration::from_mins(1), "`{text}` never appeared");
+    while !holds() {
+        assert!(began.elapsed() < Duration::from_mins(1), "not in a minute: {what}");
         sleep(Duration::from_millis(5));
     }
 }
