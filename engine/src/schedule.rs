@@ -8,7 +8,8 @@
 //!                      -> foreign  (another process computes it) -> resolving
 //!                      -> twin     (a node of this run has the same key) -> resolving
 //!                      -> ready -> claiming -> claimed -> running -> publishing -> finished
-//!                                                      -> backoff -> resolving
+//!                                                                 -> ending -> backoff -> resolving
+//!                                                                           -> finished
 //! ```
 //!
 //! **Invariant:** the amounts held by running nodes never exceed what the run has, and no node
@@ -61,7 +62,10 @@ pub(crate) enum Event {
     Made { node: usize },
     /// The result is published.
     Published { node: usize },
-    /// The attempt ended without a result.
+    /// The attempt ended without a result; the ledger is asked whether that counts.
+    Ended { node: usize },
+    /// The node has no result: its attempt ended without one and still held the lease, or it cannot
+    /// be tried.
     Failed { node: usize, kind: FailureKind },
     /// The attempt that helped another process has nothing more to do.
     Helped { node: usize },
@@ -99,7 +103,7 @@ pub(crate) enum Command {
     Help { node: usize, cpu: u32 },
     /// Tell the attempt to stop.
     Cancel { node: usize, why: Why },
-    /// Stop waiting for an attempt that does not stop.
+    /// Stop waiting for an attempt that does not stop, and ask the ledger whether that counts.
     Abandon { node: usize },
     /// Say that the node is tried again after a pause.
     Retry { node: usize, pause_us: i64 },
@@ -111,14 +115,27 @@ pub(crate) enum Command {
 enum Phase {
     Waiting,
     Resolving,
-    Foreign { poll_at_us: i64 },
+    Foreign {
+        poll_at_us: i64,
+    },
     Twin,
-    Backoff { until_us: i64 },
+    Backoff {
+        until_us: i64,
+    },
     Ready,
     Claiming,
     Claimed,
-    Running { started_us: i64, moved_us: i64, stopping: Option<(Why, i64)>, helps: bool },
+    Running {
+        started_us: i64,
+        moved_us: i64,
+        stopping: Option<(Why, i64)>,
+        helps: bool,
+    },
     Publishing,
+    /// Over without a result: until the ledger says whether that counts, it holds what it held.
+    Ending {
+        why: Option<Why>,
+    },
     Finished(NodeState),
 }
 
@@ -171,6 +188,7 @@ pub(crate) struct State {
     n_unfinished: usize,
     n_running: usize,
     n_publishing: usize,
+    n_ending: usize,
     stopping: bool,
     halted: bool,
     /// Moving average of attempts' durations, once there is one.
@@ -232,6 +250,7 @@ impl State {
             twins: BTreeMap::new(),
             n_running: 0,
             n_publishing: 0,
+            n_ending: 0,
             stopping: false,
             halted: false,
             attempt_us: None,
@@ -257,6 +276,7 @@ impl State {
     pub(crate) fn why(&self, node: usize) -> Option<Why> {
         match self.slots[node].as_ref()?.phase {
             Phase::Running { stopping, .. } => stopping.map(|(why, _)| why),
+            Phase::Ending { why } => why,
             _ => None,
         }
     }
@@ -304,6 +324,7 @@ impl State {
                     self.set(node, Phase::Foreign { poll_at_us: now_us + POLL_US.0 });
                 }
             }
+            Event::Ended { node } => self.end(node, now_us),
             Event::Failed { node, kind } => self.fail(node, kind, now_us, &mut commands),
             Event::Progress { node } => {
                 if let Some(Phase::Running { moved_us, .. }) = self.phase_mut(node) {
@@ -412,13 +433,13 @@ impl State {
                 let amounts = slot.amounts.clone();
                 self.free.add(&amounts);
                 self.n_running -= 1;
-                let took_us = (now_us - started_us).max(0);
-                // It says nothing of how long a whole attempt takes.
-                if helps {
-                    return;
-                }
-                let mean_us = self.attempt_us.map_or(took_us, |mean| (mean * 7 + took_us) / 8);
-                self.attempt_us = Some(mean_us);
+                self.took(now_us - started_us, helps);
+            }
+            Phase::Ending { .. } => {
+                self.n_ending -= 1;
+                let amounts = slot.amounts.clone();
+                self.free.add(&amounts);
+                self.n_running -= 1;
             }
             Phase::Publishing => self.n_publishing -= 1,
             Phase::Claiming => {
@@ -431,6 +452,24 @@ impl State {
                 self.ready.remove(&order);
             }
             _ => {}
+        }
+    }
+
+    fn took(&mut self, took_us: i64, helps: bool) {
+        // That says nothing of how long a whole attempt takes.
+        if helps {
+            return;
+        }
+        let took_us = took_us.max(0);
+        let mean_us = self.attempt_us.map_or(took_us, |mean| (mean * 7 + took_us) / 8);
+        self.attempt_us = Some(mean_us);
+    }
+
+    fn end(&mut self, node: usize, now_us: i64) {
+        if let Phase::Running { started_us, helps, stopping, .. } = self.slot(node).phase {
+            self.took(now_us - started_us, helps);
+            self.n_ending += 1;
+            self.set(node, Phase::Ending { why: stopping.map(|(why, _)| why) });
         }
     }
 
@@ -531,7 +570,7 @@ impl State {
                 }
                 Phase::Running { stopping: Some(_), .. } => {
                     commands.push(Command::Abandon { node });
-                    self.fail(node, FailureKind::Cancelled, now_us, commands);
+                    self.end(node, now_us);
                 }
                 Phase::Running { started_us, .. } => {
                     let over = |limit: Duration| now_us - started_us >= limit.as_micros() as i64;
@@ -571,7 +610,7 @@ impl State {
         match slot.phase {
             Phase::Running { .. } => self.cancel(node, why, now_us, commands),
             // The ledger's answer is on its way.
-            Phase::Claiming | Phase::Publishing | Phase::Finished(_) => {}
+            Phase::Claiming | Phase::Publishing | Phase::Ending { .. } | Phase::Finished(_) => {}
             Phase::Claimed => {
                 self.leave(node, now_us);
                 commands.push(Command::Release { node });
@@ -586,7 +625,8 @@ impl State {
 
     /// Starts what is claimed, then claims what fits and a little more.
     fn dispatch(&mut self, now_us: i64, commands: &mut Vec<Command>) {
-        if self.stopping {
+        // A failure on its way to the ledger may be the end of the run.
+        if self.stopping || (self.n_ending > 0 && !self.policy.keep_going) {
             return;
         }
         let mut budget = self.free.clone();

@@ -64,6 +64,7 @@ pub(crate) struct Publish {
 pub(crate) struct AttemptEnd {
     pub(crate) key: NodeKey,
     pub(crate) epoch: i64,
+    pub(crate) node: String,
     pub(crate) failure: Failure,
     /// As [`Publish::peak_memory_bytes`].
     pub(crate) peak_memory_bytes: Option<i64>,
@@ -160,6 +161,8 @@ pub(crate) struct Reply {
     pub(crate) claimed: BTreeMap<NodeKey, i64>,
     /// Accepted publishes; others held a stale epoch.
     pub(crate) published: BTreeSet<NodeKey>,
+    /// Keys whose attempts ended without a result while they still held the lease.
+    pub(crate) ended: BTreeSet<NodeKey>,
     /// After a heartbeat: every key and epoch that is still ours.
     pub(crate) held: Option<BTreeMap<NodeKey, i64>>,
     /// For each call about items, the states of those that it mentions.
@@ -250,11 +253,14 @@ const FINISH_ATTEMPTS: &str = "
       FROM {rows: key TEXT, epoch BIGINT, metrics TEXT, peak BIGINT} AS r
      WHERE attempt.key = r.key AND attempt.epoch = r.epoch";
 
+/// Gives back a key whose newest epoch is still the attempt's. One that is free with the same epoch
+/// and owner was given back by this, sent again.
 const RELEASE: &str = "
     UPDATE node_key SET state = 'missing', lease_until_us = 0
       FROM {rows: key TEXT, epoch BIGINT} AS r
      WHERE node_key.key = r.key AND node_key.epoch = r.epoch AND node_key.owner = $2
-       AND node_key.state = 'running'";
+       AND node_key.state IN ('running', 'missing')
+    RETURNING node_key.key";
 const END_ATTEMPTS: &str = "
     UPDATE attempt
        SET state = r.state, ended_us = $2, peak_memory_bytes = coalesce(r.peak, $3),
@@ -466,9 +472,9 @@ async fn write(
     let is_first = database.run(NEXT_BATCH, &sequence).await? > 0;
     insert_keys(database, &batch.keys, now_us).await?;
     publish(database, writer, batch, now_us, &mut reply).await?;
-    end(database, writer, batch, now_us).await?;
+    let mut events = end(database, writer, batch, now_us, &mut reply).await?;
     items::free(database, writer, &batch.gone_holders).await?;
-    let mut events = claim(database, writer, batch, now_us, &mut reply).await?;
+    events.extend(claim(database, writer, batch, now_us, &mut reply).await?);
     update_nodes(database, writer, batch).await?;
     insert_reports(database, batch, is_first).await?;
     if is_first {
@@ -621,32 +627,48 @@ async fn publish(
     Ok(())
 }
 
+/// Gives the events of the attempts that still held their leases: what became of any other is in the
+/// ledger since it was lost.
 async fn end(
     database: &mut Database,
     writer: &Writer<'_>,
     batch: &Batch,
     now_us: i64,
-) -> Result<(), Error> {
+    reply: &mut Reply,
+) -> Result<Vec<EventRow>, Error> {
     if batch.ends.is_empty() {
-        return Ok(());
+        return Ok(Vec::new());
     }
     let rows: Vec<_> = batch.ends.values().map(|end| (end.key, end.epoch)).collect();
     let binds = [Bind::Text(&json(&rows)?), Bind::Text(&writer.owner.id)];
-    database.run(RELEASE, &binds).await?;
-    let rows = batch.ends.values().map(|end| {
-        let (state, kind) = match end.failure.kind {
-            FailureKind::Transient => ("failed", "transient"),
-            FailureKind::Permanent => ("failed", "permanent"),
-            FailureKind::Cancelled => ("cancelled", "cancelled"),
-            FailureKind::Parked => ("parked", "parked"),
+    for mut row in database.fetch(RELEASE, &binds).await? {
+        reply.ended.insert(row.text(0).parse().map_err(Error::value)?);
+    }
+    let (mut rows, mut events) = (Vec::new(), Vec::new());
+    for end in batch.ends.values().filter(|end| reply.ended.contains(&end.key)) {
+        let (state, kind, event) = match end.failure.kind {
+            FailureKind::Transient => ("failed", "transient", "attempt_failed"),
+            FailureKind::Permanent => ("failed", "permanent", "attempt_failed"),
+            FailureKind::Cancelled => ("cancelled", "cancelled", "attempt_cancelled"),
+            FailureKind::Parked => ("parked", "parked", "attempt_parked"),
         };
         let Failure { message, help, .. } = &end.failure;
-        (end.key, end.epoch, state, kind, message, help, end.peak_memory_bytes)
-    });
-    let rows = json(&rows.collect::<Vec<_>>())?;
-    let binds = [Bind::Text(&rows), Bind::Int(now_us), Bind::Int(writer.peak_memory_bytes)];
-    database.run(END_ATTEMPTS, &binds).await?;
-    Ok(())
+        rows.push((end.key, end.epoch, state, kind, message, help, end.peak_memory_bytes));
+        events.push(EventRow {
+            at_us: now_us,
+            node: Some(end.node.clone()),
+            key: Some(end.key),
+            epoch: Some(end.epoch),
+            kind: event,
+            detail: Some(message.clone()),
+        });
+    }
+    if !rows.is_empty() {
+        let rows = json(&rows)?;
+        let binds = [Bind::Text(&rows), Bind::Int(now_us), Bind::Int(writer.peak_memory_bytes)];
+        database.run(END_ATTEMPTS, &binds).await?;
+    }
+    Ok(events)
 }
 
 async fn update_nodes(

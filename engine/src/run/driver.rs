@@ -75,6 +75,8 @@ pub(super) struct Driver<'a> {
     claimed: BTreeMap<usize, i64>,
     attempts: BTreeMap<usize, Attempt>,
     made: BTreeMap<usize, Made>,
+    /// How attempts failed that the ledger was told of: it counts when they still held the lease.
+    ending: BTreeMap<usize, Failure>,
     watched: BTreeMap<usize, Watched>,
     /// Nodes and epochs of other processes that were helped.
     helped: BTreeSet<(usize, i64)>,
@@ -140,6 +142,7 @@ impl<'a> Driver<'a> {
             claimed: BTreeMap::new(),
             attempts: BTreeMap::new(),
             made: BTreeMap::new(),
+            ending: BTreeMap::new(),
             watched: BTreeMap::new(),
             helped: BTreeSet::new(),
             ran: BTreeSet::new(),
@@ -331,6 +334,18 @@ impl<'a> Driver<'a> {
             let Some(node) = self.by_key.get(key).copied() else { continue };
             if reply.published.contains(key) {
                 self.published(node);
+            } else {
+                self.lost(node);
+            }
+        }
+        for key in batch.ends.keys() {
+            let Some(node) = self.by_key.get(key).copied() else { continue };
+            // A claim that was given back is over already.
+            let Some(failure) = self.ending.remove(&node) else { continue };
+            if reply.ended.contains(key) {
+                let kind = failure.kind;
+                self.failures.insert(node, failure);
+                self.step(Event::Failed { node, kind });
             } else {
                 self.lost(node);
             }

@@ -30,7 +30,7 @@ struct Script {
     journal: String,
     /// Patterns of external files; their contents end up in the output.
     files: Vec<String>,
-    /// `fail`, `flaky:N`, `park`, `panic`, `wait`, `lazy`, `steps:N`, `touch`.
+    /// `fail`, `flaky:N`, `late`, `park`, `panic`, `wait`, `lazy`, `steps:N`, `touch`.
     act: String,
 }
 
@@ -62,6 +62,12 @@ impl Task for Scripted {
         match act {
             "fail" => return Err(Failure::permanent("told to fail")),
             "flaky" if n_before < n => return Err(Failure::transient("not yet")),
+            "late" if n_before == 0 => {
+                while !Path::new(&params.journal).with_extension("go").exists() {
+                    std::thread::sleep(Duration::from_millis(2));
+                }
+                return Err(Failure::permanent("its files were taken away"));
+            }
             "park" if ctx.is_approved() => {}
             "park" => return Err(Failure::parked("needs a decision")),
             "panic" => panic!("told to panic"),

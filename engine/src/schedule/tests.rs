@@ -89,10 +89,8 @@ fn answer(dice: &mut Dice, command: Command, now_us: i64) -> Option<(i64, Event)
         Command::Claim { node } if dice.roll(6) == 0 => Event::Lost { node },
         Command::Claim { node } => Event::Claimed { node },
         Command::Start { node, .. } => match dice.roll(12) {
-            0 => Event::Failed { node, kind: FailureKind::Permanent },
-            1 | 2 => Event::Failed { node, kind: FailureKind::Transient },
-            3 => Event::Lost { node },
-            4 => Event::Failed { node, kind: FailureKind::Parked },
+            0..=3 => Event::Ended { node },
+            4 => Event::Lost { node },
             5 => Event::Published { node },
             _ => Event::Made { node },
         },
@@ -100,6 +98,19 @@ fn answer(dice: &mut Dice, command: Command, now_us: i64) -> Option<(i64, Event)
         _ => return None,
     };
     Some((later_us, event))
+}
+
+/// The ledger's answer to the end of an attempt. Now and then it has given the key to another process.
+fn ruling(dice: &mut Dice, node: usize, is_made: bool) -> Event {
+    let failed = |kind| Event::Failed { node, kind };
+    match dice.roll(9) {
+        0 => Event::Lost { node },
+        _ if is_made => Event::Published { node },
+        1 | 2 => failed(FailureKind::Permanent),
+        3 => failed(FailureKind::Parked),
+        4 => failed(FailureKind::Cancelled),
+        _ => failed(FailureKind::Transient),
+    }
 }
 
 fn simulate(seed: u64) {
@@ -116,7 +127,9 @@ fn simulate(seed: u64) {
     let mut events = vec![Event::Start];
     let mut finished: BTreeMap<usize, NodeState> = BTreeMap::new();
     let mut running: BTreeMap<usize, u32> = BTreeMap::new();
-    let mut publishing: BTreeSet<usize> = BTreeSet::new();
+    // Nodes whose attempts are over, and which of the events are the ledger's answers about them.
+    let mut asked: BTreeSet<usize> = BTreeSet::new();
+    let mut answers: BTreeSet<usize> = BTreeSet::new();
     if let Some(at_us) = stop_at_us {
         queue.insert((at_us, events.len()));
         events.push(Event::Stop);
@@ -126,38 +139,44 @@ fn simulate(seed: u64) {
         n_steps += 1;
         assert!(n_steps < 100_000, "seed {seed}: the run does not end");
         let wake_us = state.wake_us().unwrap_or(i64::MAX);
-        let (now_us, event) = match queue.first().copied() {
+        let (now_us, event, is_answer) = match queue.first().copied() {
             Some((at_us, index)) if at_us <= wake_us => {
                 queue.remove(&(at_us, index));
-                (at_us, events[index])
+                (at_us, events[index], answers.contains(&index))
             }
             _ => {
                 assert!(wake_us < i64::MAX, "seed {seed}: nothing will ever happen");
-                (wake_us, Event::Tick)
+                (wake_us, Event::Tick, false)
             }
         };
-        if let Event::Made { node } = event
-            && running.remove(&node).is_some()
-        {
-            // The ledger answers, and now and then it has given the key to another process.
-            let answer =
-                if dice.roll(9) == 0 { Event::Lost { node } } else { Event::Published { node } };
-            publishing.insert(node);
-            queue.insert((now_us + dice.roll(30_000) as i64, events.len()));
-            events.push(answer);
-        } else if let Event::Published { node } | Event::Lost { node } = event
-            && publishing.remove(&node)
-        {
-        } else if let Event::Made { node }
-        | Event::Published { node }
-        | Event::Failed { node, .. }
-        | Event::Helped { node }
-        | Event::Lost { node } = event
-            && running.remove(&node).is_none()
-            && !matches!(event, Event::Lost { .. })
-        {
-            // The attempt was given up before it came back.
-            continue;
+        let mut over = Vec::new();
+        match event {
+            Event::Published { node } | Event::Failed { node, .. } | Event::Lost { node }
+                if is_answer =>
+            {
+                asked.remove(&node);
+                running.remove(&node);
+            }
+            Event::Made { node }
+            | Event::Ended { node }
+            | Event::Published { node }
+            | Event::Helped { node }
+                if asked.contains(&node) || !running.contains_key(&node) =>
+            {
+                // The attempt was given up before it came back.
+                continue;
+            }
+            Event::Made { node } => {
+                running.remove(&node);
+                over.push((node, true));
+            }
+            // It holds what it held until the ledger answers.
+            Event::Ended { node } => over.push((node, false)),
+            Event::Lost { node } if asked.contains(&node) => continue,
+            Event::Published { node } | Event::Helped { node } | Event::Lost { node } => {
+                running.remove(&node);
+            }
+            _ => {}
         }
         for command in state.step(event, now_us) {
             match command {
@@ -173,18 +192,27 @@ fn simulate(seed: u64) {
                     running.insert(node, cpu);
                     assert!(running.values().sum::<u32>() <= 4, "seed {seed}");
                 }
-                Command::Abandon { node } => {
-                    running.remove(&node);
-                }
+                Command::Abandon { node } => over.push((node, false)),
                 Command::Finish { node, state, .. } => {
                     assert_eq!(finished.insert(node, state), None, "seed {seed}");
                 }
                 _ => {}
             }
-            if let Some((at_us, event)) = answer(&mut dice, command, now_us) {
+            if let Command::Start { node, .. } = command
+                && pipeline.nodes[node].timeout.is_some()
+                && dice.roll(5) == 0
+            {
+                // It hangs, and does not stop when told to.
+            } else if let Some((at_us, event)) = answer(&mut dice, command, now_us) {
                 queue.insert((at_us, events.len()));
                 events.push(event);
             }
+        }
+        for (node, is_made) in over {
+            asked.insert(node);
+            answers.insert(events.len());
+            queue.insert((now_us + dice.roll(30_000) as i64, events.len()));
+            events.push(ruling(&mut dice, node, is_made));
         }
     }
     assert_eq!(finished.len(), n_nodes, "seed {seed}");

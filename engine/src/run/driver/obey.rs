@@ -290,10 +290,9 @@ impl Driver<'_> {
                     }
                     _ => failure,
                 };
-                let kind = failure.kind;
-                self.failures.insert(node, failure.clone());
-                self.end(node, epoch, failure, peak_memory_bytes);
-                self.step(Event::Failed { node, kind });
+                self.end(node, epoch, failure.clone(), peak_memory_bytes);
+                self.ending.insert(node, failure);
+                self.step(Event::Ended { node });
             }
         }
     }
@@ -302,15 +301,21 @@ impl Driver<'_> {
     fn abandon(&mut self, node: usize) {
         let Some(attempt) = self.attempts.remove(&node) else { return };
         attempt.cancel.abandon();
-        let text = match self.state.why(node) {
+        let deaf = "it did not stop when told to";
+        let failure = match self.state.why(node) {
             Some(why @ (Why::Timeout(_) | Why::Stall(_))) => {
-                format!("{}, and it did not stop when told to", why_text(why))
+                Failure::transient(format!("{}, and {deaf}", why_text(why)))
             }
-            _ => "it did not stop when told to".to_owned(),
+            _ => failure(FailureKind::Cancelled, deaf.to_owned()),
         };
-        let failure = failure(FailureKind::Cancelled, text);
-        self.failures.insert(node, failure.clone());
-        self.end(node, attempt.epoch, failure, None);
+        if attempt.helps {
+            // It held nothing that the ledger would have to be asked about.
+            self.free_items(node, attempt.epoch);
+            self.step(Event::Failed { node, kind: failure.kind });
+            return;
+        }
+        self.end(node, attempt.epoch, failure.clone(), None);
+        self.ending.insert(node, failure);
     }
 
     /// The operator does not want to wait.
@@ -345,19 +350,13 @@ impl Driver<'_> {
         }
     }
 
+    /// Tells the ledger that an attempt, or a claim that came to none, is over without a result.
     fn end(&mut self, node: usize, epoch: i64, failure: Failure, peak_memory_bytes: Option<i64>) {
         self.free_items(node, epoch);
-        if epoch < 0 {
-            return;
-        }
-        let Some(key) = self.results[node].as_ref().map(|result| result.key) else { return };
-        let kind = match failure.kind {
-            FailureKind::Transient | FailureKind::Permanent => "attempt_failed",
-            FailureKind::Cancelled => "attempt_cancelled",
-            FailureKind::Parked => "attempt_parked",
-        };
-        self.event(node, Some((key, epoch)), kind, Some(failure.message.clone()));
-        self.batch.ends.insert(key, AttemptEnd { key, epoch, failure, peak_memory_bytes });
+        let key = self.results[node].as_ref().expect("a claimed node was resolved").key;
+        let name = self.name(node);
+        let end = AttemptEnd { key, epoch, node: name, failure, peak_memory_bytes };
+        self.batch.ends.insert(key, end);
     }
 
     fn finish_node(&mut self, node: usize, state: NodeState, because: Option<usize>) {

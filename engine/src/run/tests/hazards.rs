@@ -83,6 +83,42 @@ async fn clocks_that_jump_change_nothing() {
     assert_eq!((bench.n_runs("flaky"), bench.n_runs("last")), (3, 1));
 }
 
+/// A process stands still for longer than its lease, and another one takes its work over: what the
+/// first one's attempt runs into then says nothing of the node.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn failure_of_a_stale_attempt_does_not_count() {
+    let mut bench = Bench::new();
+    bench.node("late", &[], json!({"act": "late"}));
+    bench.node("after", &["late"], json!({"keep_inputs": true}));
+    let (a, b) = (bench.engine().await, bench.engine().await);
+    let stop = Stop::default();
+    let other = async {
+        while bench.n_runs("late") == 0 {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        // To the second run the first one's process is dead.
+        let mut database = crate::ledger::Database::connect(&bench.location()).await.unwrap();
+        database.script("UPDATE owner SET pid_started = pid_started + 1").await.unwrap();
+        let second = b.run(&bench.pipeline, options(), &stop).await.unwrap();
+        fs::write(bench.journal("late").with_extension("go"), "").unwrap();
+        second
+    };
+    let (first, second) = tokio::join!(a.run(&bench.pipeline, options(), &stop), other);
+    let first = first.unwrap();
+    assert_eq!((second.state, counts(&second)), (RunState::Done, [2, 0, 0, 0]));
+    assert_eq!((first.state, counts(&first)), (RunState::Done, [0, 2, 0, 0]));
+    assert_eq!(first.outputs, second.outputs);
+    assert_eq!((bench.n_runs("late"), bench.n_runs("after")), (2, 1));
+    let engine = bench.engine().await;
+    let detail = engine.node_detail(&first.run, "late").await.unwrap();
+    let states: Vec<&str> = detail.attempts.iter().map(|attempt| attempt.state.as_str()).collect();
+    assert_eq!(states, ["lost", "done"]);
+    assert_eq!(
+        engine.ledger.ask("SELECT count(*) FROM event WHERE kind = 'attempt_failed'").await,
+        0
+    );
+}
+
 /// Holds the run's loop up when an attempt starts, as hashing a large file would.
 struct Busy(Duration);
 
