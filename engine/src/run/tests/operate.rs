@@ -77,47 +77,55 @@ async fn a_store_is_not_collected_by_the_ledger_of_another() {
     assert_eq!(stored(&stranger).len(), 1);
 }
 
-/// Asks through the ledger, as another process does, once the node runs.
-struct CancelAt {
-    runs: tokio::sync::watch::Sender<bool>,
-}
+/// Says when the node `endless` runs.
+struct Endless(tokio::sync::watch::Sender<bool>);
 
-impl Observer for CancelAt {
+impl Observer for Endless {
     fn observe(&self, event: &RunEvent) {
         if matches!(event, RunEvent::Started { node, .. } if node == "endless") {
-            self.runs.send_replace(true);
+            self.0.send_replace(true);
         }
     }
 }
 
-async fn cancelled(what: Option<&str>) -> (Bench, RunSummary) {
+/// Runs a pipeline with the node `endless`. Once that runs, an operator acts on store and ledger as
+/// another process does, and may stop the run.
+async fn under_way<T>(
+    bench: &Bench,
+    act: impl AsyncFnOnce(&Engine, &Stop) -> T,
+) -> (RunSummary, T) {
+    let (runs, mut running) = tokio::sync::watch::channel(false);
+    let options = Options { observer: Arc::new(Endless(runs)), ..options() };
+    let (driver, operator) = (bench.engine().await, bench.engine().await);
+    let stop = Stop::default();
+    let acts = async {
+        running.wait_for(|runs| *runs).await.unwrap();
+        act(&operator, &stop).await
+    };
+    let (summary, done) = tokio::join!(driver.run(&bench.pipeline, options, &stop), acts);
+    (summary.unwrap(), done)
+}
+
+async fn cancelled(what: Option<&str>) -> RunSummary {
     let mut bench = Bench::new();
     bench.node("endless", &[], json!({"act": "wait"}));
     bench.node("after", &["endless"], json!({}));
     bench.node("other", &[], json!({"text": "other"}));
-    let observer = Arc::new(CancelAt { runs: tokio::sync::watch::Sender::new(false) });
-    let mut runs = observer.runs.subscribe();
-    let options = Options { observer, ..options() };
-    let (driver, operator) = (bench.engine().await, bench.engine().await);
-    let stop = Stop::default();
-    let run = driver.run(&bench.pipeline, options, &stop);
-    let ask = async {
-        runs.wait_for(|runs| *runs).await.unwrap();
+    let cancel = async |operator: &Engine, _: &Stop| {
         operator.cancel("last", what, "ada@here").await.unwrap()
     };
-    let (summary, asked) = tokio::join!(run, ask);
-    let summary = summary.unwrap();
+    let (summary, asked) = under_way(&bench, cancel).await;
     assert_eq!(asked.run, summary.run);
+    let operator = bench.engine().await;
     let error = operator.cancel("last", what, "ada@here").await.unwrap_err();
     assert!(error.to_string().ends_with("is cancelled; there is nothing to stop"), "{error}");
-    (bench, summary)
+    summary
 }
 
 #[tokio::test]
 async fn a_running_driver_obeys_the_ledger() {
-    let (_, summary) = cancelled(None).await;
-    assert_eq!(summary.state, RunState::Cancelled);
-    let (_, summary) = cancelled(Some("endless")).await;
+    assert_eq!(cancelled(None).await.state, RunState::Cancelled);
+    let summary = cancelled(Some("endless")).await;
     assert_eq!((summary.nodes.cancelled, summary.nodes.ran), (2, 1));
 }
 
@@ -173,18 +181,12 @@ async fn collecting_never_breaks_a_resume() {
 async fn nothing_is_collected_under_a_run() {
     let mut bench = Bench::new();
     bench.node("endless", &[], json!({"act": "wait"}));
-    let observer = Arc::new(CancelAt { runs: tokio::sync::watch::Sender::new(false) });
-    let mut runs = observer.runs.subscribe();
-    let options = Options { observer, ..options() };
-    let (driver, operator) = (bench.engine().await, bench.engine().await);
-    let stop = Stop::default();
-    let collect = async {
-        runs.wait_for(|runs| *runs).await.unwrap();
+    let collect = async |operator: &Engine, stop: &Stop| {
         let error = operator.collect(keep(1)).await.unwrap_err();
         stop.request();
         error.to_string()
     };
-    let (_, error) = tokio::join!(driver.run(&bench.pipeline, options, &stop), collect);
+    let (_, error) = under_way(&bench, collect).await;
     assert!(error.contains("is under way"), "{error}");
 }
 
@@ -218,19 +220,13 @@ async fn a_run_that_died_elsewhere_is_buried() {
 async fn a_run_that_lives_is_not_buried() {
     let mut bench = Bench::new();
     bench.node("endless", &[], json!({"act": "wait"}));
-    let observer = Arc::new(CancelAt { runs: tokio::sync::watch::Sender::new(false) });
-    let mut runs = observer.runs.subscribe();
-    let options = Options { observer, ..options() };
-    let (driver, operator) = (bench.engine().await, bench.engine().await);
-    let stop = Stop::default();
-    let bury = async {
-        runs.wait_for(|runs| *runs).await.unwrap();
+    let bury = async |operator: &Engine, stop: &Stop| {
         let error = operator.bury("last", "ada@here").await.unwrap_err();
         stop.request();
         error
     };
-    let (summary, error) = tokio::join!(driver.run(&bench.pipeline, options, &stop), bury);
+    let (summary, error) = under_way(&bench, bury).await;
     assert!(error.to_string().contains("lives"), "{error}");
     assert!(!error.is_trouble() && error.help().unwrap().contains("without `--dead`"));
-    assert_eq!(summary.unwrap().state, RunState::Cancelled);
+    assert_eq!(summary.state, RunState::Cancelled);
 }
