@@ -13,7 +13,7 @@ use std::thread;
 use std::time::Duration;
 
 use super::Launcher;
-use super::wire::{Assignment, Order, Word, receive, send};
+use super::wire::{Assignment, LastWord, Order, Word, receive, send};
 use crate::exec::ATTEMPT;
 use crate::item::Board;
 use crate::process::{Ended, LastLines, Limits, Program};
@@ -26,6 +26,15 @@ const GRACE: Duration = Duration::from_secs(30);
 pub(crate) struct Ran {
     pub(crate) result: Result<Outputs, Failure>,
     pub(crate) peak_memory_bytes: Option<i64>,
+    /// Places of the external files of which the process found another version.
+    pub(crate) replaced: Vec<usize>,
+}
+
+impl Ran {
+    /// Ended without a last word.
+    fn lost(failure: Failure, peak_memory_bytes: Option<i64>) -> Self {
+        Self { result: Err(failure), peak_memory_bytes, replaced: Vec::new() }
+    }
 }
 
 /// Runs the assignment in a process of its own, and gives what calling its task would have given.
@@ -50,7 +59,7 @@ pub(crate) fn run(
         Ok(started) => started,
         Err(error) => {
             let failure = Failure::transient(format!("cannot start a process: {error}"));
-            return Ran { result: Err(failure), peak_memory_bytes: None };
+            return Ran::lost(failure, None);
         }
     };
     let ear = Ear {
@@ -76,9 +85,6 @@ pub(crate) fn run(
     conclude(heard, ended, cancel, &last, limit)
 }
 
-/// What the process said last: final figures and its highest memory.
-type LastWord = (Result<BTreeMap<String, u64>, Failure>, i64);
-
 fn conclude(
     heard: io::Result<Option<LastWord>>,
     ended: io::Result<Ended>,
@@ -86,14 +92,14 @@ fn conclude(
     last: &LastLines,
     limit: Option<u64>,
 ) -> Ran {
-    let lost = |failure| Ran { result: Err(failure), peak_memory_bytes: None };
+    let lost = |failure| Ran::lost(failure, None);
     match (heard, ended) {
-        (Ok(Some((result, peak))), _) => {
+        (Ok(Some(LastWord { result, peak_memory_bytes, replaced })), _) => {
             let metrics = |bits: BTreeMap<String, u64>| {
                 bits.into_iter().map(|(name, bits)| (name, f64::from_bits(bits))).collect()
             };
             let result = result.map(|bits| Outputs { metrics: metrics(bits) });
-            Ran { result, peak_memory_bytes: Some(peak) }
+            Ran { result, peak_memory_bytes: Some(peak_memory_bytes), replaced }
         }
         _ if cancel.is_cancelled() => lost(Failure::cancelled()),
         (_, Err(error)) => lost(Failure::io("cannot wait for the attempt's process", &error)),
@@ -112,8 +118,7 @@ fn conclude(
             } else {
                 Failure::permanent(message)
             };
-            let result = Err(ended.advise(failure, limit));
-            Ran { result, peak_memory_bytes: Some(peak) }
+            Ran::lost(ended.advise(failure, limit), Some(peak))
         }
     }
 }
@@ -151,9 +156,9 @@ impl Ear<'_> {
                     let states = self.board.call(call);
                     self.say(&Order::Answer { id, states });
                 }
-                Word::Ended { result, peak_memory_bytes } => {
+                Word::Ended(last) => {
                     self.is_done.store(true, Ordering::Release);
-                    return Ok(Some((result, peak_memory_bytes)));
+                    return Ok(Some(last));
                 }
             }
         }

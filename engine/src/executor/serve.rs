@@ -14,7 +14,7 @@ use std::time::Duration;
 use rustix::process::{Resource, Rlimit, setrlimit};
 use serde_json::Value;
 
-use super::wire::{Assignment, Order, Word, receive, send};
+use super::wire::{Assignment, LastWord, Order, Word, receive, send};
 use crate::checkpoint::CheckpointStore;
 use crate::item::{Board, Call, ItemParts, ItemStore, State};
 use crate::run::peak_memory_bytes;
@@ -45,6 +45,7 @@ pub fn serve(registry: &Registry) -> io::Result<()> {
         limit_memory(bytes, &mouth);
     }
     let cancel = CancelToken::default();
+    let external = assignment.external.clone();
     let (ended, end) = channel();
     let (work, task_ended) = (work(registry, *assignment, &mouth, &cancel), ended.clone());
     thread::Builder::new().name("sbp-task".to_owned()).spawn(move || {
@@ -63,8 +64,12 @@ pub fn serve(registry: &Registry) -> io::Result<()> {
                 let bits = |outputs: Outputs| -> BTreeMap<String, u64> {
                     outputs.metrics.into_iter().map(|(name, x)| (name, x.to_bits())).collect()
                 };
-                let peak_memory_bytes = peak_memory_bytes();
-                return mouth.say(&Word::Ended { result: result.map(bits), peak_memory_bytes });
+                let replaced = external.iter().enumerate().filter(|(_, file)| file.is_replaced());
+                return mouth.say(&Word::Ended(LastWord {
+                    result: result.map(bits),
+                    peak_memory_bytes: peak_memory_bytes(),
+                    replaced: replaced.map(|(place, _)| place).collect(),
+                }));
             }
             Ok(None) | Err(RecvTimeoutError::Disconnected) => {
                 return Err(io::Error::other("the run is gone"));

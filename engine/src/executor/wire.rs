@@ -46,11 +46,18 @@ pub(super) enum Word {
         id: u64,
         call: Call,
     },
-    /// The last one: final figures by their bits, or why there are none.
-    Ended {
-        result: Result<BTreeMap<String, u64>, Failure>,
-        peak_memory_bytes: i64,
-    },
+    /// The last one.
+    Ended(LastWord),
+}
+
+/// How an attempt ended, as its process says.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct LastWord {
+    /// Final figures by their bits, or why there are none.
+    pub(super) result: Result<BTreeMap<String, u64>, Failure>,
+    pub(super) peak_memory_bytes: i64,
+    /// Places of the external files of which another version was found than the one of the key.
+    pub(super) replaced: Vec<usize>,
 }
 
 /// One attempt, with everything that its process needs to know.

@@ -111,6 +111,13 @@ impl ExternalFile {
         matches!(&self.source, Source::Object(object) if object.is_replaced())
     }
 
+    /// Notes that a read in the attempt's own process found another version of the object.
+    pub(crate) fn note_replaced(&self) {
+        if let Source::Object(object) = &self.source {
+            object.note_replaced();
+        }
+    }
+
     /// Whether it came from standard input, so that its name tells nothing.
     pub fn is_input(&self) -> bool {
         matches!(self.source, Source::Input(_) | Source::Gone)

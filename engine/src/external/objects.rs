@@ -189,6 +189,11 @@ impl Object {
         self.replaced.load(Ordering::Relaxed)
     }
 
+    /// Notes that another process found another version.
+    pub(super) fn note_replaced(&self) {
+        self.replaced.store(true, Ordering::Relaxed);
+    }
+
     /// Block `index`, kept for the next that asks.
     pub(super) fn block(&self, index: u64) -> io::Result<Arc<Vec<u8>>> {
         let mut blocks = self.blocks.lock().unwrap_or_else(PoisonError::into_inner);
@@ -220,7 +225,7 @@ impl Object {
                 Err(io::Error::new(io::ErrorKind::TimedOut, message))
             }
             Err(object_store::Error::Precondition { .. }) => {
-                self.replaced.store(true, Ordering::Relaxed);
+                self.note_replaced();
                 let message = "it was replaced after the run was planned; run it again";
                 Err(io::Error::new(io::ErrorKind::InvalidData, message))
             }

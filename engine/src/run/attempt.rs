@@ -72,7 +72,12 @@ impl Job {
     /// Runs to the end and reports how it was.
     pub(super) fn run(mut self) {
         let helps = self.items.helps.is_some();
-        let (Ran { mut result, peak_memory_bytes }, has_places) = self.run_task();
+        let (Ran { mut result, peak_memory_bytes, replaced }, has_places) = self.run_task();
+        if let Some(external) = &self.external {
+            for file in replaced.iter().filter_map(|place| external.files.get(*place)) {
+                file.note_replaced();
+            }
+        }
         let mut external_changed = false;
         // What a task made of changed files is wrong, and so may be its complaint about them.
         let is_over = !matches!(&result, Err(failure) if failure.kind == FailureKind::Cancelled);
@@ -117,7 +122,7 @@ impl Job {
         let result = catch_unwind(run).unwrap_or_else(|panic| {
             Err(Failure::permanent(format!("the task panicked: {}", panic_text(&*panic))))
         });
-        (Ran { result, peak_memory_bytes: None }, context.has_places())
+        (Ran { result, peak_memory_bytes: None, replaced: Vec::new() }, context.has_places())
     }
 
     fn assignment(&self) -> Assignment {
