@@ -436,10 +436,10 @@ impl State {
                 self.took(now_us - started_us, helps);
             }
             Phase::Ending { .. } => {
-                self.n_ending -= 1;
                 let amounts = slot.amounts.clone();
                 self.free.add(&amounts);
                 self.n_running -= 1;
+                self.n_ending -= 1;
             }
             Phase::Publishing => self.n_publishing -= 1,
             Phase::Claiming => {

@@ -79,6 +79,13 @@ pub trait Task: Send + Sync + 'static {
         Vec::new()
     }
 
+    /// Whether a node with these params is made of items, so that a run that waits for another one's
+    /// node can help with them.
+    fn has_items(params: &Self::Params) -> bool {
+        let _ = params;
+        Self::ITEM_STAGES > 0
+    }
+
     /// Predicts the work and what the outputs will hold, from params and what is predicted of the
     /// inputs. Reaches no key and no result.
     fn cost(params: &Self::Params, inputs: &Predicted) -> Estimate {

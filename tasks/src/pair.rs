@@ -173,6 +173,10 @@ impl Task for Pair {
         Ok(())
     }
 
+    fn has_items(params: &Params) -> bool {
+        params.method != Method::Random
+    }
+
     fn cost(params: &Params, inputs: &Predicted) -> Estimate {
         let vectors = inputs.one("vectors");
         let documents = vectors.get(fact::DOCUMENTS);

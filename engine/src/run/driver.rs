@@ -462,8 +462,8 @@ impl<'a> Driver<'a> {
                 self.observe(&RunEvent::Waiting { node: name, owner });
             }
         }
-        let has_items = self.node(node).task.item_stages() > 0;
-        let can_help = has_items && !self.helped.contains(&(node, epoch));
+        let spec = self.node(node);
+        let can_help = !self.helped.contains(&(node, epoch)) && spec.task.has_items(&spec.params);
         self.step(Event::Foreign { node, can_help });
     }
 

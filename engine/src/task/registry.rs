@@ -34,6 +34,8 @@ pub trait AnyTask: Send + Sync {
     fn item_stages(&self) -> u32;
     /// [`Task::KEEPS_ITEMS`].
     fn keeps_items(&self) -> bool;
+    /// [`Task::has_items`], for canonical params.
+    fn has_items(&self, params: &Value) -> bool;
     /// The JSON schema of the params, with docs and defaults.
     fn params_schema(&self) -> Value;
     /// Parses, checks, and fills in defaults.
@@ -134,6 +136,10 @@ impl<T: Task> AnyTask for Erased<T> {
 
     fn keeps_items(&self) -> bool {
         T::KEEPS_ITEMS
+    }
+
+    fn has_items(&self, params: &Value) -> bool {
+        T::ITEM_STAGES > 0 && parse::<T>(params).is_ok_and(|params| T::has_items(&params))
     }
 
     fn params_schema(&self) -> Value {

@@ -14,7 +14,7 @@ struct Parts {
     texts: Vec<String>,
     /// Each execution of an item adds a line `TEXT` here.
     journal: String,
-    /// `slow:MS` for every item, or `TEXT:flaky`, `TEXT:fail`, `TEXT:panic` for one.
+    /// `alone:MS` without items, `slow:MS` for every item, or `TEXT:flaky`, `TEXT:fail`, `TEXT:panic` for one.
     act: String,
     /// The second stage does this many items.
     n_second: usize,
@@ -42,8 +42,17 @@ impl<const KEEPS: bool> Task for InParts<KEEPS> {
     const KEEPS_ITEMS: bool = KEEPS;
     type Params = Parts;
 
+    fn has_items(params: &Parts) -> bool {
+        !params.act.starts_with("alone:")
+    }
+
     fn run(ctx: &mut Context, params: &Parts, _: &Inputs) -> Result<Outputs, Failure> {
         note(&params.journal, "attempt");
+        if let Some(ms) = params.act.strip_prefix("alone:") {
+            std::thread::sleep(Duration::from_millis(ms.parse().unwrap()));
+            fs::write(ctx.out("out")?.join("text"), "alone")?;
+            return Ok(Outputs::default());
+        }
         let items: Vec<Item<&str>> =
             params.texts.iter().map(|text| Item::new(text.clone(), text, text.as_str())).collect();
         let results = ctx.items("first", "texts", items, |text, item| {
@@ -306,6 +315,24 @@ async fn runs_share_the_items_of_a_node() {
     let mut database = crate::ledger::Database::connect(&bench.location()).await.unwrap();
     let owners = database.fetch("SELECT DISTINCT owner FROM item", &[]).await.unwrap().len();
     assert_eq!(owners, 2, "both runs did items");
+}
+
+#[tokio::test]
+async fn a_node_without_items_is_not_helped() {
+    let mut bench = Bench::new();
+    parts(&mut bench, "p", &[], "alone:300");
+    let (a, b) = (bench.engine().await, bench.engine().await);
+    let stop = Stop::default();
+    let runs = tokio::join!(
+        a.run(&bench.pipeline, options(), &stop),
+        b.run(&bench.pipeline, options(), &stop)
+    );
+    assert_eq!(runs.0.unwrap().outputs, runs.1.unwrap().outputs);
+    assert_eq!(
+        times(&bench, "p", "attempt"),
+        1,
+        "a run helped where there is nothing to help with"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
