@@ -30,7 +30,7 @@ const fn pin(kind: &'static str, revision: u32, node: &'static str, gives: Gives
 }
 
 const PINS: &[Pin] = &[
-    pin("read_corpus", 2, "read", Digests(&[("corpus", "a3712b5234039290")])),
+    pin("read_corpus", 3, "read", Digests(&[("corpus", "a3712b5234039290")])),
     pin("generate_corpus", 1, "world", Digests(&[("corpus", "f19874fa6302a7d0")])),
     pin("clean", 2, "clean", Digests(&[("corpus", "201dff7f4fba7efa")])),
     pin("dedup", 3, "distinct", Digests(&[("corpus", "d4f817a8b453ce52")])),
@@ -45,7 +45,7 @@ const PINS: &[Pin] = &[
     pin("tokenize", 1, "pool", Digests(&[("tokens", "4271d8b27dcf8e7e")])),
     pin("sample", 1, "real", Digests(&[("tokens", "c13a2f8c45e562de")])),
     pin("mix", 1, "mix", Digests(&[("schedule", "0c7e160639c32ec6")])),
-    pin("measure_overlap", 1, "overlap", Digests(&[("overlap", "9c179733a5aa8c1e")])),
+    pin("measure_overlap", 2, "overlap", Digests(&[("overlap", "9c179733a5aa8c1e")])),
     pin("export", 2, "dataset", Digests(&[("dataset", "c6e8b27f4c6e46c2")])),
     pin("drop_repeats", 1, "kept", Digests(&[("corpus", "f4f04460f864d0ac")])),
     pin(
@@ -217,7 +217,7 @@ const PINS: &[Pin] = &[
             ],
         ),
     ),
-    pin("measure_facts", 1, "closed_facts", Digests(&[("facts", "7c80e51480e093d7")])),
+    pin("measure_facts", 2, "closed_facts", Digests(&[("facts", "6cf3d28e5d204372")])),
     pin("check_arms", 1, "closed_checks", Digests(&[("checks", "cab3e9e37f9352f3")])),
     pin(
         "evaluate_world",

@@ -1,5 +1,6 @@
 //! A run that is stopped anywhere, any number of times, ends with the bytes of one that was not.
 
+use std::fmt::Write as _;
 use std::process::Child;
 use std::thread::sleep;
 use std::time::{Duration, Instant, SystemTime};
@@ -37,14 +38,18 @@ impl Moments {
         Self(seed)
     }
 
-    /// A moment before `latest` (splitmix64).
+    /// A moment before `latest`.
     fn next(&mut self, latest: Duration) -> Duration {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        latest.mul_f64(((z ^ (z >> 31)) >> 11) as f64 / (1_u64 << 53) as f64)
+        latest.mul_f64((splitmix(&mut self.0) >> 11) as f64 / (1_u64 << 53) as f64)
     }
+}
+
+fn splitmix(state: &mut u64) -> u64 {
+    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let mut z = *state;
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
 }
 
 fn ended(place: &Place, child: &mut Child) -> Ran {
@@ -82,6 +87,50 @@ fn killed_runs_resume_to_the_same_bytes() {
     let (reference, took) = undisturbed(&small(), &RUN);
     let place = small();
     let resumed = killed(&place, &RUN, 10, took);
+    assert_eq!(digests(&resumed), digests(&reference));
+    assert_nothing_repeated(&place, &resumed);
+}
+
+/// Two files of made-up lines: some tell nearly what an earlier one does, some are broken.
+fn lines(place: &Place) {
+    let mut state = 7;
+    let mut draw = |n: usize| (splitmix(&mut state) % n as u64) as usize;
+    let parts = ["an", "be", "con", "da", "el", "fi", "ga", "il", "lo", "ma", "ne", "or", "pre"];
+    let words: Vec<String> =
+        (0..300).map(|_| (0..=draw(4)).map(|_| parts[draw(parts.len())]).collect()).collect();
+    let mut documents: Vec<Vec<&str>> = Vec::new();
+    let mut lines = String::new();
+    for i in 0..600 {
+        let mut document: Vec<&str> = match i % 5 {
+            4 => documents[draw(i)].clone(),
+            _ => (0..40 + draw(30)).map(|_| words[draw(words.len())].as_str()).collect(),
+        };
+        let n_words = document.len();
+        document[draw(n_words)] = &words[draw(words.len())];
+        let ending = if i % 7 == 0 { " caf\u{c3}\u{a9}\\r\\n\\n\\n\\n" } else { "" };
+        writeln!(lines, "{{\"text\": \"{}{ending}\"}}", document.join(" ")).unwrap();
+        if i % 100 == 50 {
+            lines += "{\"text\": 1}\n";
+        }
+        documents.push(document);
+    }
+    let half = lines.match_indices('\n').nth(300).unwrap().0 + 1;
+    place.write("lines/a.jsonl", &lines[..half]);
+    place.write("lines/b.jsonl", &lines[half..]);
+    place.write("data.yaml", &read("tests/pipelines/data.yaml"));
+}
+
+/// From raw files to pairs: one thread or two, killed or not, the bytes are the same.
+#[test]
+fn killed_data_runs_resume_to_the_same_bytes() {
+    let run = |n_threads| ["run", "data.yaml", "--json", n_threads];
+    let place = Place::new();
+    lines(&place);
+    let (reference, took) = undisturbed(&place, &run("--cpu=1"));
+    assert_eq!(reference["nodes"]["ran"], 13);
+    let place = Place::new();
+    lines(&place);
+    let resumed = killed(&place, &run("--cpu=2"), 8, took);
     assert_eq!(digests(&resumed), digests(&reference));
     assert_nothing_repeated(&place, &resumed);
 }

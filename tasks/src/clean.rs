@@ -305,7 +305,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::corpus::tests::write_texts;
+    use crate::corpus::tests::{write_files, write_texts};
 
     fn params(value: Value) -> Params {
         serde_json::from_value(value).unwrap()
@@ -401,12 +401,7 @@ mod tests {
     }
 
     fn write_parts(dir: &std::path::Path, texts: &[String]) {
-        let mut writer = CorpusWriter::create(dir).unwrap().shard_bytes_max(2000);
-        for (id, text) in (0..).zip(texts) {
-            let (text, meta) = (text.clone(), serde_json::Map::new());
-            writer.push(&Document { id, text, meta }).unwrap();
-        }
-        assert!(writer.finish().unwrap().shards.len() > 5);
+        assert!(write_files(dir, texts.iter().map(String::as_str), 2000) > 5);
     }
 
     #[test]

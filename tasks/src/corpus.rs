@@ -10,6 +10,7 @@ use std::io::{self, BufRead, BufReader, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use engine::digest::Digest;
+use engine::task::Failure;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -43,6 +44,22 @@ impl Document {
     pub fn seed_id(&self) -> Option<Result<u64, &Value>> {
         let value = self.meta.get("seed_id").filter(|value| !value.is_null())?;
         Some(value.as_str().and_then(hex_id::parse).ok_or(value))
+    }
+
+    /// What `find` has under the id of the document's seed; nothing for one written without a seed.
+    ///
+    /// # Errors
+    /// When it has a seed that is not among `what`.
+    pub(crate) fn seed_among<T>(
+        &self,
+        what: &str,
+        find: impl FnOnce(u64) -> Option<T>,
+    ) -> Result<Option<T>, Failure> {
+        let Some(id) = self.seed_id() else { return Ok(None) };
+        id.ok().and_then(find).map(Some).ok_or_else(|| {
+            let (id, seed) = (self.id, &self.meta["seed_id"]);
+            Failure::permanent(format!("document {id:016x} has seed {seed}, not among {what}"))
+        })
     }
 }
 
@@ -466,12 +483,21 @@ pub(crate) mod tests {
 
     /// Writes a corpus of these texts, with ids 0, 1, ….
     pub(crate) fn write_texts<'a>(dir: &Path, texts: impl IntoIterator<Item = &'a str>) {
-        let mut writer = CorpusWriter::create(dir).unwrap();
+        write_files(dir, texts, u64::MAX);
+    }
+
+    /// The same in files of at most so much text, or one document; gives their number.
+    pub(crate) fn write_files<'a>(
+        dir: &Path,
+        texts: impl IntoIterator<Item = &'a str>,
+        shard_bytes_max: u64,
+    ) -> usize {
+        let mut writer = CorpusWriter::create(dir).unwrap().shard_bytes_max(shard_bytes_max);
         for (id, text) in (0..).zip(texts) {
             let (text, meta) = (text.to_owned(), Map::new());
             writer.push(&Document { id, text, meta }).unwrap();
         }
-        writer.finish().unwrap();
+        writer.finish().unwrap().shards.len()
     }
 
     fn documents(n: u64) -> Vec<Document> {

@@ -51,6 +51,7 @@ pub mod tokenize;
 pub mod tokenizer;
 pub mod train_tokenizer;
 pub mod tune_synthesizer;
+mod words;
 pub mod world;
 
 use engine::task::Registry;

@@ -20,9 +20,10 @@ mod copies;
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroU64;
 use std::path::Path;
 
-use engine::task::{Context, Determinism, Failure, Inputs, Outputs, ParamError, Port, Task};
+use engine::task::{Context, Determinism, Failure, Inputs, Outputs, Port, Task};
 use kernels::philox::Philox;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -46,14 +47,14 @@ pub struct MeasureFacts;
 pub struct Params {
     /// Documents measured in each group, drawn at random.
     #[serde(default = "default_n_items")]
-    pub n_items: u64,
+    pub n_items: NonZeroU64,
     /// Seed of the sample.
     #[serde(default)]
     pub seed: u64,
 }
 
-fn default_n_items() -> u64 {
-    1500
+fn default_n_items() -> NonZeroU64 {
+    const { NonZeroU64::new(1500).expect("it is not 0") }
 }
 
 /// The figures of one group of documents.
@@ -132,7 +133,7 @@ struct Item {
 
 impl Task for MeasureFacts {
     const KIND: &'static str = "measure_facts";
-    const REVISION: u32 = 1;
+    const REVISION: u32 = 2;
     const SUMMARY: &'static str =
         "measures names, facts and copying of synthetic documents exactly";
     const DETERMINISM: Determinism = Determinism::Bitwise;
@@ -143,13 +144,6 @@ impl Task for MeasureFacts {
     const OUTPUTS: &'static [Port] =
         &[Port::one("facts", "facts", "rates by group, and one row a document")];
     type Params = Params;
-
-    fn check(params: &Params) -> Result<(), ParamError> {
-        if params.n_items == 0 {
-            return Err(ParamError::new("n_items", "0 is not above 0"));
-        }
-        Ok(())
-    }
 
     fn run(ctx: &mut Context, params: &Params, inputs: &Inputs) -> Result<Outputs, Failure> {
         let truth = Truth::open(inputs.one("world"))?;
@@ -165,7 +159,7 @@ impl Task for MeasureFacts {
             }
             let seed = judge.seed(&documents[i])?;
             let group = items.entry(judge.group(seed).to_owned()).or_default();
-            if (group.len() as u64) < params.n_items {
+            if (group.len() as u64) < params.n_items.get() {
                 group.push(judge.item(&documents[i], seed));
             }
         }
@@ -210,15 +204,9 @@ impl<'a> Judge<'a> {
 
     /// The training document that a synthetic one starts from.
     fn seed(&self, document: &Document) -> Result<Option<&'a DocumentRow>, Failure> {
-        let Some(id) = document.seed_id() else { return Ok(None) };
-        let row = id.ok().and_then(|id| self.seeds.get(&id).copied());
-        row.map(Some).ok_or_else(|| {
-            Failure::permanent(format!(
-                "document {:016x} starts from {}, which is no training document of the world",
-                document.id, document.meta["seed_id"]
-            ))
-            .help("connect the world whose `train` the seeds are")
-        })
+        document
+            .seed_among("the training documents of the world", |id| self.seeds.get(&id).copied())
+            .map_err(|failure| failure.help("connect the world whose `train` the seeds are"))
     }
 
     fn group(&self, seed: Option<&DocumentRow>) -> &'static str {

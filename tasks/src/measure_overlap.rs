@@ -22,6 +22,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::corpus::{Corpus, Document, write_json};
+use crate::words;
 
 /// Words of a window.
 const WINDOW_WORDS: usize = 13;
@@ -70,7 +71,7 @@ struct Overlap {
 
 impl Task for MeasureOverlap {
     const KIND: &'static str = "measure_overlap";
-    const REVISION: u32 = 1;
+    const REVISION: u32 = 2;
     const SUMMARY: &'static str = "measures how much of benchmarks occurs in training corpora";
     const DETERMINISM: Determinism = Determinism::Bitwise;
     const INPUTS: &'static [Port] = &[
@@ -190,7 +191,7 @@ impl Index {
         let mut hashes = Vec::new();
         for document in corpus.documents() {
             let document = document?;
-            let words = words(&document.text);
+            let words = word_hashes(&document.text);
             let length = words.len().min(window_words);
             // An item without words can be found nowhere.
             if length == 0 {
@@ -240,7 +241,7 @@ impl Index {
     }
 
     fn look_in(&self, document: &Document, hits: &mut Vec<u32>) {
-        let words = words(&document.text);
+        let words = word_hashes(&document.text);
         let mut hashes = Vec::new();
         for (length, known) in &self.lengths {
             hashes.clear();
@@ -250,21 +251,11 @@ impl Index {
     }
 }
 
-/// A number for each word of a text: runs of letters and digits, in lower case.
-fn words(text: &str) -> Vec<u32> {
-    let mut words = Vec::with_capacity(text.len() / 5);
-    let mut hash: Option<u32> = None;
-    for c in text.chars().chain([' ']) {
-        if c.is_alphanumeric() {
-            for c in c.to_lowercase() {
-                let start = hash.unwrap_or(0x811c_9dc5);
-                hash = Some((start ^ c as u32).wrapping_mul(0x0100_0193).rotate_left(7));
-            }
-        } else if let Some(hash) = hash.take() {
-            words.push(hash);
-        }
-    }
-    words
+/// A number for each word of a text.
+fn word_hashes(text: &str) -> Vec<u32> {
+    let mut hashes = Vec::with_capacity(text.len() / 5);
+    words::read(text, |word| hashes.push(words::hash_u32(word.as_bytes())));
+    hashes
 }
 
 #[cfg(test)]

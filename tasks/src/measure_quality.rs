@@ -17,9 +17,10 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::convert::Infallible;
+use std::num::NonZeroU64;
 use std::path::Path;
 
-use engine::task::{Context, Determinism, Failure, Inputs, Outputs, ParamError, Port, Task};
+use engine::task::{Context, Determinism, Failure, Inputs, Outputs, Port, Task};
 use kernels::Pool;
 use kernels::philox::Philox;
 use schemars::JsonSchema;
@@ -55,14 +56,14 @@ pub struct MeasureQuality;
 pub struct Params {
     /// Documents measured one by one, drawn at random; duplicates are looked for among all.
     #[serde(default = "default_n_items")]
-    pub n_items: u64,
+    pub n_items: NonZeroU64,
     /// Seed of the sample and of the random real documents.
     #[serde(default)]
     pub seed: u64,
 }
 
-fn default_n_items() -> u64 {
-    1000
+fn default_n_items() -> NonZeroU64 {
+    const { NonZeroU64::new(1000).expect("it is not 0") }
 }
 
 /// A share with its 95 % Wilson interval.
@@ -173,13 +174,6 @@ impl Task for MeasureQuality {
         &[Port::one("quality", "quality", "rates with intervals, and one row per document")];
     type Params = Params;
 
-    fn check(params: &Params) -> Result<(), ParamError> {
-        if params.n_items == 0 {
-            return Err(ParamError::new("n_items", "n_items is 0; it must be at least 1"));
-        }
-        Ok(())
-    }
-
     fn run(ctx: &mut Context, params: &Params, inputs: &Inputs) -> Result<Outputs, Failure> {
         let corpus = Corpus::open(inputs.one("synthetic"))?;
         if corpus.n_documents() == 0 {
@@ -190,7 +184,7 @@ impl Task for MeasureQuality {
         let real = Real::read(ctx, &codec, &tokens)?;
         let n = corpus.n_documents() as usize;
         let mut chosen = Philox::new(params.seed, "quality sample").permutation(n);
-        chosen.truncate(params.n_items as usize);
+        chosen.truncate(params.n_items.get() as usize);
         chosen.sort_unstable();
         let rng = Philox::new(params.seed, "quality random documents");
         let mut items = Vec::new();
@@ -332,24 +326,19 @@ impl Real {
     /// Which of the first `n` real documents repeat an earlier one.
     fn duplicates(&self, pool: &Pool, n: usize) -> Vec<bool> {
         let sets = &self.sets[..n.min(self.sets.len())];
-        let found = duplicates::find::<Infallible>(pool, sets.len(), DUPLICATE_JACCARD, |visit| {
-            visit(sets);
-            Ok(())
-        });
+        let found =
+            duplicates::find::<Infallible>(pool, sets.len(), DUPLICATE_JACCARD, |_, visit| {
+                visit(sets);
+                Ok(())
+            });
         found.unwrap_or_else(|never| match never {})
     }
 
     /// Index of the document's seed; `None` when it was written without one.
     fn seed(&self, document: &Document) -> Result<Option<usize>, Failure> {
-        let Some(id) = document.seed_id() else { return Ok(None) };
-        let index = id.ok().and_then(|id| self.index.get(&id));
-        index.map(|&index| Some(index)).ok_or_else(|| {
-            let message = format!(
-                "document {:016x} has seed {}, which is not among the real documents",
-                document.id, document.meta["seed_id"]
-            );
-            Failure::permanent(message).help("connect to `real` the documents that were the seeds")
-        })
+        document
+            .seed_among("the real documents", |id| self.index.get(&id).copied())
+            .map_err(|failure| failure.help("connect to `real` the documents that were the seeds"))
     }
 }
 
@@ -380,8 +369,8 @@ fn unsupported(numbers: &BTreeSet<String>, is_known: impl Fn(&str) -> bool) -> O
 /// Which documents of a corpus repeat an earlier one.
 fn duplicates_of(ctx: &Context, pool: &Pool, corpus: &Corpus) -> Result<Vec<bool>, Failure> {
     let n = corpus.n_documents() as usize;
-    duplicates::find(pool, n, DUPLICATE_JACCARD, |visit| {
-        let mut documents = corpus.documents();
+    duplicates::find(pool, n, DUPLICATE_JACCARD, |wanted, visit| {
+        let (mut documents, mut n_read) = (corpus.documents(), 0);
         loop {
             ctx.check_cancelled()?;
             let batch = documents.next_batch(BATCH_BYTES)?;
@@ -389,7 +378,8 @@ fn duplicates_of(ctx: &Context, pool: &Pool, corpus: &Corpus) -> Result<Vec<bool
                 return Ok(());
             }
             let texts: Vec<&str> = batch.iter().map(|document| document.text.as_str()).collect();
-            visit(&duplicates::windows(pool, &texts, DUPLICATE_WORDS));
+            visit(&duplicates::windows(pool, &texts, &wanted[n_read..], DUPLICATE_WORDS));
+            n_read += texts.len();
         }
     })
 }

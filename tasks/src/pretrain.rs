@@ -22,10 +22,10 @@ use crate::format::tokens::Tokens;
 use crate::lm::arch::{self, Arch, Preset};
 use crate::lm::batch::Steps;
 use crate::lm::init::Init;
-use crate::lm::learner;
-use crate::lm::optimizer::{LearningRate, Parametrization, RateScale, Shape};
+use crate::lm::optimizer::{LearningRate, Parametrization, Shape};
 use crate::lm::snapshots::{self, Snapshots};
-use crate::lm::trainer::{self, Observer, Recipe, Summary, Trainer};
+use crate::lm::trainer::choices::{self, Choices, check_numbers};
+use crate::lm::trainer::{self, Observer, Summary, Trainer};
 use crate::lm::{Weights, hf};
 pub(crate) use data::open_tokens;
 use data::{Packing, ScheduleSteps};
@@ -54,7 +54,7 @@ pub struct Params {
     pub batch_documents: Option<u64>,
     /// Most tokens computed at once: less memory, more small products. Gradients are summed in this
     /// grouping, so it can change the last bits.
-    #[serde(default = "default_micro_batch_tokens")]
+    #[serde(default = "choices::default::micro_batch_tokens")]
     pub micro_batch_tokens: usize,
     /// Whether tokens attend to their own document only.
     #[serde(default = "default_true")]
@@ -76,7 +76,7 @@ pub struct Params {
     #[serde(default = "default_weight_decay")]
     pub weight_decay: f64,
     /// Longest gradient that is taken whole; 0 for no clipping.
-    #[serde(default = "default_clip")]
+    #[serde(default = "choices::default::clip")]
     pub clip: f64,
     /// Weight of the squared logarithm of the softmax's denominator.
     #[serde(default)]
@@ -86,7 +86,7 @@ pub struct Params {
     #[serde(default)]
     pub parametrization: Parametrization,
     /// Number of inputs at which `mup_simple` leaves a matrix's rate as it is.
-    #[serde(default = "default_mup_base_width")]
+    #[serde(default = "choices::default::mup_base_width")]
     pub mup_base_width: f64,
     /// How initial weights are drawn.
     #[serde(default)]
@@ -105,18 +105,15 @@ pub struct Params {
     #[serde(default = "default_heldout_tokens_max")]
     pub heldout_tokens_max: u64,
     /// Rise of a step's loss above its running mean, in nats, that stops the run; 0 for no limit.
-    #[serde(default = "default_loss_rise_max")]
+    #[serde(default = "choices::default::loss_rise_max")]
     pub loss_rise_max: f64,
     /// Seconds between checkpoints.
-    #[serde(default = "default_checkpoint_every_s")]
+    #[serde(default = "choices::default::checkpoint_every_s")]
     pub checkpoint_every_s: f64,
 }
 
 fn default_arch() -> Arch {
     Preset::Toy.into()
-}
-fn default_micro_batch_tokens() -> usize {
-    2048
 }
 fn default_true() -> bool {
     true
@@ -133,23 +130,11 @@ fn default_shape() -> Shape {
 fn default_weight_decay() -> f64 {
     0.1
 }
-fn default_clip() -> f64 {
-    1.0
-}
-pub(crate) fn default_mup_base_width() -> f64 {
-    256.0
-}
 fn default_n_points() -> u64 {
     20
 }
 fn default_heldout_tokens_max() -> u64 {
     100_000
-}
-fn default_loss_rise_max() -> f64 {
-    4.0
-}
-fn default_checkpoint_every_s() -> f64 {
-    20.0
 }
 
 /// The paper's ratio of the last learning rate to the highest: 5e-5 / 1e-2 (section 3.1).
@@ -179,42 +164,29 @@ impl Params {
         self.context.or(self.arch.context).unwrap_or(preset)
     }
 
-    fn recipe(&self, n_steps: u64) -> Recipe {
-        let unlimited = |limit: f64| if limit > 0.0 { limit } else { f64::INFINITY };
-        Recipe {
-            rate: LearningRate {
-                peak: self.lr_peak,
-                end: self.lr_end.unwrap_or(LR_END_RATIO * self.lr_peak),
-                n_warmup: (self.warmup_fraction * n_steps as f64) as u64,
-                n_steps,
-                shape: self.lr_shape,
-            },
-            step: learner::Settings {
-                weight_decay: self.weight_decay,
-                clip: unlimited(self.clip),
-                z_loss: self.z_loss,
-                micro_batch_tokens: self.micro_batch_tokens,
-                rate_scale: RateScale {
-                    parametrization: self.parametrization,
-                    base_width: self.mup_base_width,
-                },
-            },
-            loss_rise_max: unlimited(self.loss_rise_max),
-            n_points: self.curve_points,
+    fn choices(&self) -> Choices {
+        Choices {
+            micro_batch_tokens: self.micro_batch_tokens,
+            weight_decay: self.weight_decay,
+            clip: self.clip,
+            z_loss: self.z_loss,
+            parametrization: self.parametrization,
+            mup_base_width: self.mup_base_width,
+            curve_points: self.curve_points,
+            loss_rise_max: self.loss_rise_max,
             checkpoint_every_s: self.checkpoint_every_s,
         }
     }
-}
 
-/// Checks the params that both training tasks share: name, value, and whether 0 is allowed.
-pub(crate) fn check_numbers(numbers: &[(&str, f64, bool)]) -> Result<(), ParamError> {
-    for &(name, value, zero_is_fine) in numbers {
-        if !(value.is_finite() && (value > 0.0 || (zero_is_fine && value == 0.0))) {
-            let limit = if zero_is_fine { "at least 0" } else { "above 0" };
-            return Err(ParamError::new(name, format!("{value} is not a number {limit}")));
+    fn rate(&self, n_steps: u64) -> LearningRate {
+        LearningRate {
+            peak: self.lr_peak,
+            end: self.lr_end.unwrap_or(LR_END_RATIO * self.lr_peak),
+            n_warmup: (self.warmup_fraction * n_steps as f64) as u64,
+            n_steps,
+            shape: self.lr_shape,
         }
     }
-    Ok(())
 }
 
 impl Task for Pretrain {
@@ -242,18 +214,11 @@ impl Task for Pretrain {
         config.context = params.context();
         config.check().map_err(|error| ParamError::new(error.field, error.message))?;
         params.packing(params.context())?;
+        params.choices().check()?;
         check_numbers(&[
             ("lr_peak", params.lr_peak, false),
             ("lr_end", params.lr_end.unwrap_or(0.0), true),
             ("warmup_fraction", params.warmup_fraction, true),
-            ("weight_decay", params.weight_decay, true),
-            ("clip", params.clip, true),
-            ("z_loss", params.z_loss, true),
-            ("mup_base_width", params.mup_base_width, false),
-            ("loss_rise_max", params.loss_rise_max, true),
-            ("checkpoint_every_s", params.checkpoint_every_s, true),
-            ("curve_points", params.curve_points as f64, false),
-            ("micro_batch_tokens", params.micro_batch_tokens as f64, false),
         ])?;
         if params.warmup_fraction > 1.0 {
             let fraction = params.warmup_fraction;
@@ -328,7 +293,7 @@ impl Task for Pretrain {
             heldout,
         };
         let weights = params.init.draw(&pool, &config, params.seed);
-        let recipe = params.recipe(steps.n_steps());
+        let recipe = params.choices().recipe(params.rate(steps.n_steps()));
         let heldout_bytes = watcher.heldout.as_ref().map_or(0, |_| Heldout::bytes(&config));
         let trainer = Trainer::new(ctx, &pool, recipe, weights, &steps, heldout_bytes)?;
         let (weights, points, summary) = trainer.run(ctx, &steps, &mut watcher)?;

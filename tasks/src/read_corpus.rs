@@ -22,7 +22,7 @@ use serde_json::{Map, Value, json};
 
 use crate::corpus::{CorpusWriter, Document, document_id};
 use crate::cost::{fact, figure};
-use records::Record;
+use records::{Fault, Record};
 
 /// Reads files into a corpus.
 pub struct ReadCorpus;
@@ -127,7 +127,7 @@ fn default_max_record_bytes() -> u64 {
 
 impl Task for ReadCorpus {
     const KIND: &'static str = "read_corpus";
-    const REVISION: u32 = 2;
+    const REVISION: u32 = 3;
     const SUMMARY: &'static str = "reads text, Markdown, Rust docs, JSON lines or Parquet";
     const DETERMINISM: Determinism = Determinism::Bitwise;
     const INPUTS: &'static [Port] = &[];
@@ -305,15 +305,15 @@ impl<'a> Scan<'a> {
                 if let Some(key) = content.id {
                     id = document_id(&key, 0);
                     if !self.ids.insert(id) {
-                        let reason = format!("id `{key}` was seen before");
-                        return self.set_aside(file, &record.place, &reason);
+                        let seen = format!("id `{key}` was seen before");
+                        return self.set_aside(file, &record.place, &seen.into());
                     }
                     meta.insert("id".to_owned(), key.into());
                 }
                 meta.extend(content.meta);
                 content.text
             }
-            Err(reason) => return self.set_aside(file, &record.place, &reason),
+            Err(fault) => return self.set_aside(file, &record.place, &fault),
         };
         let text = text.trim_matches(['\n', '\r', '\u{feff}']);
         if text.trim().is_empty() {
@@ -359,7 +359,13 @@ impl<'a> Scan<'a> {
         *self.counts.entry(name).or_insert(0) += 1;
     }
 
-    fn set_aside(&mut self, file: &ExternalFile, place: &str, reason: &str) -> Result<(), Failure> {
+    fn set_aside(
+        &mut self,
+        file: &ExternalFile,
+        place: &str,
+        fault: &Fault,
+    ) -> Result<(), Failure> {
+        let reason = &fault.reason;
         self.count("n_corrupt");
         let n_corrupt = self.counts["n_corrupt"];
         if n_corrupt > self.params.max_corrupt {
@@ -368,8 +374,7 @@ impl<'a> Scan<'a> {
                 "{place}: {reason}; that is corrupt record {n_corrupt}, past `max_corrupt: {}`",
                 self.params.max_corrupt
             );
-            return Err(Failure::permanent(message)
-                .help("mend the file, or raise `max_corrupt` to set such records aside"));
+            return Err(Failure::permanent(message).help(fault.help));
         }
         let Some(quarantine) = &mut self.quarantine else { return Ok(()) };
         let fail = |error| Failure::io("cannot write `quarantine.jsonl`", &error);

@@ -3,14 +3,13 @@
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
+use std::ops::ControlFlow;
 use std::path::Path;
 
 use engine::task::{
     Context, Determinism, Estimate, ExternalFile, Facts, Failure, Inputs, Outputs, ParamError,
     Port, Predicted, Task,
 };
-use parquet::file::reader::{FileReader, SerializedFileReader};
-use parquet::record::Field;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -18,7 +17,8 @@ use serde_json::{Map, Value};
 use crate::corpus::write_json;
 use crate::cost::{fact, figure};
 use crate::format::Error;
-use crate::source::{self, Chunks};
+use crate::source::lines::{self, Line};
+use crate::source::rows;
 
 /// The file of the items in the artifact's folder.
 pub(crate) const FILE: &str = "items.jsonl.zst";
@@ -80,12 +80,12 @@ impl Task for ReadItems {
             ctx.check_cancelled()?;
             read(file, &mut |item| {
                 if n_items == limit {
-                    return Ok(false);
+                    return Ok(ControlFlow::Break(()));
                 }
                 n_items += 1;
                 serde_json::to_writer(&mut encoder, &item).map_err(std::io::Error::from)?;
                 encoder.write_all(b"\n")?;
-                Ok(true)
+                Ok(ControlFlow::Continue(()))
             })?;
         }
         encoder.finish()?.sync_all()?;
@@ -114,77 +114,35 @@ pub(crate) fn open(dir: &Path) -> Result<Vec<Value>, Failure> {
     Ok(items)
 }
 
-/// Visits the items of a file until `visit` says no.
+/// Visits the items of a file until `visit` breaks off.
 fn read(
     file: &ExternalFile,
-    visit: &mut dyn FnMut(Value) -> Result<bool, Failure>,
+    visit: &mut dyn FnMut(Map<String, Value>) -> Result<ControlFlow<()>, Failure>,
 ) -> Result<(), Failure> {
-    let path = file.path.display();
     let name = file.relative.to_ascii_lowercase();
-    let extension = name.rsplit('.').next().unwrap_or_default();
-    let wrong = |place: String, what: &dyn std::fmt::Display| {
-        Failure::permanent(format!("{path}{place}: {what}"))
-    };
-    if matches!(extension, "parquet" | "pq") {
-        let reader = SerializedFileReader::new(Chunks::open(file)?)
-            .map_err(|error| wrong(String::new(), &format!("not a Parquet file: {error}")))?;
-        let rows = reader.get_row_iter(None).map_err(|error| wrong(String::new(), &error))?;
-        for (number, row) in rows.enumerate() {
-            let row = row.map_err(|error| wrong(format!(": row {}", number + 1), &error))?;
-            let fields = row.get_column_iter().map(|(name, field)| (name.clone(), json(field)));
-            if !visit(Value::Object(fields.collect()))? {
-                return Ok(());
+    if matches!(name.rsplit('.').next(), Some("parquet" | "pq")) {
+        return rows::each(file, None, |_, row| {
+            visit(
+                row.get_column_iter()
+                    .map(|(name, cell)| (name.clone(), rows::json(cell)))
+                    .collect(),
+            )
+        });
+    }
+    lines::each(file, LINE_BYTES_MAX, |number, line| {
+        let wrong = |what: String| {
+            Failure::permanent(format!("{}:{}: {what}", file.path.display(), number + 1))
+        };
+        match line {
+            Line::Whole(line) => visit(
+                serde_json::from_slice(line)
+                    .map_err(|error| wrong(format!("not a JSON object: {error}")))?,
+            ),
+            Line::TooLong(n_bytes) => {
+                Err(wrong(format!("the line has {n_bytes} bytes, more than {LINE_BYTES_MAX}")))
             }
         }
-        return Ok(());
-    }
-    let mut reader = source::open(file)?;
-    let mut line = Vec::new();
-    for number in 1_u64.. {
-        let place = || format!(":{number}");
-        let n_bytes = source::read_line(&mut reader, LINE_BYTES_MAX, &mut line)
-            .map_err(|error| wrong(place(), &error))?;
-        if n_bytes == 0 {
-            break;
-        }
-        if n_bytes > LINE_BYTES_MAX {
-            let what = format!("the line has {n_bytes} bytes, more than {LINE_BYTES_MAX}");
-            return Err(wrong(place(), &what));
-        }
-        if line.trim_ascii().is_empty() {
-            continue;
-        }
-        let item: Map<String, Value> = serde_json::from_slice(&line)
-            .map_err(|error| wrong(place(), &format!("not a JSON object: {error}")))?;
-        if !visit(Value::Object(item))? {
-            return Ok(());
-        }
-    }
-    Ok(())
-}
-
-/// A cell as JSON, nested ones too; kinds that JSON lacks become their text.
-fn json(field: &Field) -> Value {
-    match field {
-        Field::Null => Value::Null,
-        Field::Bool(value) => (*value).into(),
-        Field::Byte(value) => (*value).into(),
-        Field::Short(value) => (*value).into(),
-        Field::Int(value) => (*value).into(),
-        Field::Long(value) => (*value).into(),
-        Field::UByte(value) => (*value).into(),
-        Field::UShort(value) => (*value).into(),
-        Field::UInt(value) => (*value).into(),
-        Field::ULong(value) => (*value).into(),
-        Field::Float(value) => (*value).into(),
-        Field::Double(value) => (*value).into(),
-        Field::Str(text) => text.as_str().into(),
-        Field::Group(row) => Value::Object(
-            row.get_column_iter().map(|(name, field)| (name.clone(), json(field))).collect(),
-        ),
-        Field::ListInternal(list) => list.elements().iter().map(json).collect(),
-        other => other.to_string().into(),
-    }
+    })
 }
 
 #[cfg(test)]

@@ -11,31 +11,45 @@ use std::collections::HashMap;
 
 use kernels::minhash;
 
+use crate::words;
+
 /// Tokens of a window in the paper.
 pub const WINDOW_TOKENS: usize = 13;
 
 /// Lower case, letters only, single spaces.
 pub fn normalize(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    let mut gap = false;
-    for c in text.chars() {
+    let bytes = text.as_bytes();
+    let mut out: Vec<u8> = Vec::with_capacity(bytes.len());
+    let (mut at, mut gap) = (0, false);
+    let fill = |gap: &mut bool, out: &mut Vec<u8>| {
+        if std::mem::take(gap) && !out.is_empty() {
+            out.push(b' ');
+        }
+    };
+    while at < bytes.len() {
+        let byte = bytes[at];
         // Most of most texts, and cheaper to tell.
-        let is_letter = c.is_ascii_alphabetic() || (!c.is_ascii() && c.is_alphabetic());
-        if is_letter {
-            if gap && !out.is_empty() {
-                out.push(' ');
-            }
-            gap = false;
-            if c.is_ascii() {
-                out.push(c.to_ascii_lowercase());
+        if byte.is_ascii() {
+            at += 1;
+            if byte.is_ascii_alphabetic() {
+                fill(&mut gap, &mut out);
+                out.push(byte.to_ascii_lowercase());
             } else {
-                out.extend(c.to_lowercase());
+                gap |= char::from(byte).is_whitespace();
             }
-        } else if c.is_whitespace() {
-            gap = true;
+        } else {
+            let c = text[at..].chars().next().expect("characters end where others start");
+            at += c.len_utf8();
+            if c.is_alphabetic() {
+                fill(&mut gap, &mut out);
+                let lower = c.to_lowercase();
+                lower.for_each(|c| out.extend(c.encode_utf8(&mut [0; 4]).as_bytes()));
+            } else {
+                gap |= c.is_whitespace();
+            }
         }
     }
-    out
+    String::from_utf8(out).expect("it is made of characters")
 }
 
 /// The windows of one text.
@@ -129,29 +143,20 @@ impl Shingles {
 ///
 /// A text of fewer words is one window as a whole. Words are what [`normalize`] leaves between spaces.
 pub fn word_windows(text: &str, n: usize) -> Vec<u64> {
-    let normalized = normalize(text);
-    let words: Vec<u32> =
-        normalized.as_bytes().split(|&byte| byte == b' ').map(word_hash).collect();
-    let mut windows = Vec::new();
-    minhash::windows(&words, n.min(words.len()), &mut windows);
+    let mut windows = window_hashes(text, n);
     windows.sort_unstable();
     windows.dedup();
     windows
 }
 
-/// Multiplies to 128 bits and folds the halves: every input bit reaches every output bit.
-fn word_hash(word: &[u8]) -> u32 {
-    let mix = |a: u64| {
-        let product = u128::from(a) * 0x9e37_79b9_7f4a_7c15_u128;
-        (product >> 64) as u64 ^ product as u64
-    };
-    let (eights, rest) = word.as_chunks::<8>();
-    let mut last = [0; 8];
-    last[..rest.len()].copy_from_slice(rest);
-    let start = mix(word.len() as u64 ^ 0xcbf2_9ce4_8422_2325);
-    let eights = eights.iter().chain([&last]);
-    let hash = eights.fold(start, |hash, eight| mix(hash ^ u64::from_le_bytes(*eight)));
-    (hash ^ (hash >> 32)) as u32
+/// The hashes of [`word_windows`] in the order of the text, repetitions included.
+pub fn window_hashes(text: &str, n: usize) -> Vec<u64> {
+    let normalized = normalize(text);
+    let hashes: Vec<u32> =
+        normalized.as_bytes().split(|&byte| byte == b' ').map(words::hash_u32).collect();
+    let mut windows = Vec::new();
+    minhash::windows(&hashes, n.min(hashes.len()), &mut windows);
+    windows
 }
 
 /// Elements in both, over elements in either, of two sorted sets; 1 for two empty ones.
@@ -172,6 +177,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     use kernels::philox::Philox;
+    use proptest::prelude::*;
 
     use super::*;
 
@@ -237,6 +243,16 @@ mod tests {
         }
         assert!(!a.shares_a_window(&b) && a.shares_a_window(&a.clone()));
         assert_eq!(a.repeats_max(), 1);
+    }
+
+    proptest! {
+        #[test]
+        fn normalization_follows_the_rule(text in "[a-zA-Z0-9 .,'\n\u{b}ßÜΣ日İ٣\u{a0}]{0,60}|\\PC{0,40}") {
+            let kept = |c: &char| c.is_alphabetic() || c.is_whitespace();
+            let lower: String = text.chars().filter(kept).flat_map(char::to_lowercase).collect();
+            let words: Vec<&str> = lower.split_whitespace().collect();
+            prop_assert_eq!(normalize(&text), words.join(" "));
+        }
     }
 
     #[test]

@@ -1,6 +1,9 @@
 //! External files as readers: streams of text, decompressed, and the chunks of Parquet files;
 //! wherever the bytes lie.
 
+pub(crate) mod lines;
+pub(crate) mod rows;
+
 use std::io::{self, BufRead, BufReader, Read};
 
 use engine::external::Content;
@@ -69,49 +72,14 @@ pub(crate) fn open(file: &ExternalFile) -> Result<Box<dyn BufRead>, Failure> {
     open().map_err(|error| Failure::io(format!("cannot open `{}`", file.path.display()), &error))
 }
 
-/// Reads a line and tells its length in bytes, line break included; 0 at the end of the file. Of a
-/// line longer than `limit`, only the start is kept.
-///
-/// # Errors
-/// When the file cannot be read on.
-pub(crate) fn read_line(
-    reader: &mut dyn BufRead,
-    limit: u64,
-    line: &mut Vec<u8>,
-) -> io::Result<u64> {
-    line.clear();
-    let mut n_bytes = 0_u64;
-    loop {
-        let available = match reader.fill_buf() {
-            Ok(available) => available,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(error) => return Err(error),
-        };
-        let end = memchr::memchr(b'\n', available);
-        let n = end.map_or(available.len(), |end| end + 1);
-        if n_bytes + n as u64 <= limit {
-            line.extend_from_slice(&available[..n]);
-        }
-        n_bytes += n as u64;
-        reader.consume(n);
-        if end.is_some() || n == 0 {
-            return Ok(n_bytes);
-        }
-    }
-}
-
 /// A file as the Parquet reader wants it.
-pub(crate) struct Chunks {
+struct Chunks {
     content: Content,
     size_bytes: u64,
 }
 
 impl Chunks {
-    /// Opens a file.
-    ///
-    /// # Errors
-    /// When it cannot be opened.
-    pub(crate) fn open(file: &ExternalFile) -> Result<Self, Failure> {
+    fn open(file: &ExternalFile) -> Result<Self, Failure> {
         let content = file.open().map_err(|error| {
             Failure::io(format!("cannot open `{}`", file.path.display()), &error)
         })?;
@@ -151,7 +119,7 @@ impl ChunkReader for Chunks {
 }
 
 /// A place in a file.
-pub(crate) struct At {
+struct At {
     content: Content,
     offset: u64,
 }
@@ -161,36 +129,5 @@ impl Read for At {
         let n = self.content.read_at(buffer, self.offset)?;
         self.offset += n as u64;
         Ok(n)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn long_lines_are_measured_not_kept() {
-        let mut reader = BufReader::with_capacity(7, &b"short\n0123456789012345\n\nend"[..]);
-        let mut line = Vec::new();
-        let mut lengths = Vec::new();
-        loop {
-            let n_bytes = read_line(&mut reader, 10, &mut line).unwrap();
-            lengths.push(n_bytes);
-            assert!(line.len() <= 10);
-            if n_bytes == 0 {
-                break;
-            }
-        }
-        assert_eq!(lengths, [6, 17, 1, 3, 0]);
-    }
-
-    /// A line of gigabytes takes the memory of the limit.
-    #[test]
-    fn endless_lines_take_no_memory() {
-        let n_bytes = 3_u64 << 30;
-        let mut reader = BufReader::with_capacity(1 << 20, io::repeat(b'x').take(n_bytes));
-        let mut line = Vec::new();
-        assert_eq!(read_line(&mut reader, 1 << 20, &mut line).unwrap(), n_bytes);
-        assert!(line.capacity() <= 2 << 20, "{}", line.capacity());
     }
 }

@@ -5,19 +5,19 @@
 
 use std::collections::HashMap;
 
+use crate::words;
+
 /// Terms of a document with their counts, sorted by term.
 pub type Counts = Vec<(u64, u32)>;
 /// Terms of a document with weights of unit length, sorted by term.
 pub type Weights = Vec<(u64, f32)>;
 
-/// Counts the words of a text: runs of letters and digits, in lower case, by a 64-bit hash.
+/// Counts the words of a text by a 64-bit hash.
 ///
 /// Two of a million words collide with a chance of 3 in 100 million, and would then count as one.
 pub fn words(text: &str) -> Counts {
     let mut terms = Vec::new();
-    for word in text.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty()) {
-        terms.push(hash(word));
-    }
+    words::read(text, |word| terms.push(hash(word)));
     count(terms)
 }
 
@@ -26,11 +26,12 @@ pub fn tokens(ids: &[u32]) -> Counts {
     count(ids.iter().map(|&id| u64::from(id)).collect())
 }
 
-/// FNV-1a over the lower-case characters, finished by a multiplication that mixes the upper bits.
+/// FNV-1a over the characters, finished by a multiplication that mixes the upper bits. Sums are over
+/// terms in the order of this hash, so another one would change the last bits of vectors.
 fn hash(word: &str) -> u64 {
     let mut hash = 0xcbf2_9ce4_8422_2325_u64;
-    for lower in word.chars().flat_map(char::to_lowercase) {
-        hash = (hash ^ u64::from(lower)).wrapping_mul(0x100_0000_01b3);
+    for c in word.chars() {
+        hash = (hash ^ u64::from(c)).wrapping_mul(0x100_0000_01b3);
     }
     (hash ^ (hash >> 32)).wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }

@@ -201,8 +201,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::corpus::CorpusWriter;
-    use crate::corpus::tests::write_texts;
+    use crate::corpus::tests::{write_files, write_texts};
     use crate::train_tokenizer::TrainTokenizer;
 
     const TEXTS: [&str; 4] =
@@ -249,14 +248,8 @@ mod tests {
         let (mut whole, mut cuts) = (None, Vec::new());
         for limit in [u64::MAX, 7_000, 2_000] {
             let corpus = dir.path().join(format!("{limit}"));
-            let write = |texts: &[String]| {
-                let mut writer = CorpusWriter::create(&corpus).unwrap().shard_bytes_max(limit);
-                for (id, text) in (0..).zip(texts) {
-                    let (text, meta) = (text.clone(), serde_json::Map::new());
-                    writer.push(&Document { id, text, meta }).unwrap();
-                }
-                writer.finish().unwrap().shards.len()
-            };
+            let write =
+                |texts: &[String]| write_files(&corpus, texts.iter().map(String::as_str), limit);
             let n_files = write(&texts);
             cuts.push(n_files);
             let place = dir.path().join(format!("place {n_files}"));

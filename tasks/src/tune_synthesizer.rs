@@ -23,12 +23,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::cost::{self, fact, figure, unit};
 use crate::format::pairs::Pairs;
-use crate::lm::learner;
-use crate::lm::optimizer::{LearningRate, Parametrization, RateScale, Shape};
+use crate::lm::optimizer::{LearningRate, Parametrization, Shape};
 use crate::lm::snapshots::{self, Snapshots};
-use crate::lm::trainer::{self, Observer, Recipe, Trainer};
+use crate::lm::trainer::choices::{self, Choices, check_numbers};
+use crate::lm::trainer::{self, Observer, Trainer};
 use crate::lm::{Weights, hf};
-use crate::pretrain::{Training, check_numbers, default_mup_base_width, metrics, open_tokens};
+use crate::pretrain::{Training, metrics, open_tokens};
 use data::{Batching, PairSteps, Selection};
 use heldout::Heldout;
 
@@ -85,7 +85,7 @@ pub struct Params {
     pub batch_tokens: Option<u64>,
     /// Most tokens computed at once: less memory, more small products. Gradients are summed in this
     /// grouping, so it can change the last bits.
-    #[serde(default = "default_micro_batch_tokens")]
+    #[serde(default = "choices::default::micro_batch_tokens")]
     pub micro_batch_tokens: usize,
     /// Learning rate. The paper's is 5e-6 for 3 B parameters; a model of a million wants about a fifth
     /// of its pretraining peak.
@@ -103,7 +103,7 @@ pub struct Params {
     #[serde(default = "default_weight_decay")]
     pub weight_decay: f64,
     /// Longest gradient that is taken whole; 0 for no clipping.
-    #[serde(default = "default_clip")]
+    #[serde(default = "choices::default::clip")]
     pub clip: f64,
     /// Weight of the squared logarithm of the softmax's denominator.
     #[serde(default)]
@@ -112,7 +112,7 @@ pub struct Params {
     #[serde(default)]
     pub parametrization: Parametrization,
     /// Number of inputs at which `mup_simple` leaves a matrix's rate as it is.
-    #[serde(default = "default_mup_base_width")]
+    #[serde(default = "choices::default::mup_base_width")]
     pub mup_base_width: f64,
     /// Which order of a pair is learned.
     #[serde(default = "default_directions")]
@@ -136,27 +136,21 @@ pub struct Params {
     #[serde(default = "default_n_points")]
     pub curve_points: u64,
     /// Rise of a step's loss above its running mean, in nats, that stops the run; 0 for no limit.
-    #[serde(default = "default_loss_rise_max")]
+    #[serde(default = "choices::default::loss_rise_max")]
     pub loss_rise_max: f64,
     /// Seconds between checkpoints.
-    #[serde(default = "default_checkpoint_every_s")]
+    #[serde(default = "choices::default::checkpoint_every_s")]
     pub checkpoint_every_s: f64,
 }
 
 fn default_on_too_long() -> OnTooLong {
     OnTooLong::Skip
 }
-fn default_micro_batch_tokens() -> usize {
-    2048
-}
 fn default_shape() -> Shape {
     Shape::Constant
 }
 fn default_weight_decay() -> f64 {
     0.01
-}
-fn default_clip() -> f64 {
-    1.0
 }
 fn default_directions() -> Directions {
     Directions::AsFound
@@ -169,12 +163,6 @@ fn default_heldout_seeds() -> usize {
 }
 fn default_n_points() -> u64 {
     10
-}
-fn default_loss_rise_max() -> f64 {
-    4.0
-}
-fn default_checkpoint_every_s() -> f64 {
-    20.0
 }
 
 impl Params {
@@ -200,29 +188,27 @@ impl Params {
         }
     }
 
-    fn recipe(&self, n_steps: u64) -> Recipe {
-        let unlimited = |limit: f64| if limit > 0.0 { limit } else { f64::INFINITY };
-        Recipe {
-            rate: LearningRate {
-                peak: self.lr,
-                end: self.lr_end,
-                n_warmup: self.warmup_steps,
-                n_steps,
-                shape: self.lr_shape,
-            },
-            step: learner::Settings {
-                weight_decay: self.weight_decay,
-                clip: unlimited(self.clip),
-                z_loss: self.z_loss,
-                micro_batch_tokens: self.micro_batch_tokens,
-                rate_scale: RateScale {
-                    parametrization: self.parametrization,
-                    base_width: self.mup_base_width,
-                },
-            },
-            loss_rise_max: unlimited(self.loss_rise_max),
-            n_points: self.curve_points,
+    fn choices(&self) -> Choices {
+        Choices {
+            micro_batch_tokens: self.micro_batch_tokens,
+            weight_decay: self.weight_decay,
+            clip: self.clip,
+            z_loss: self.z_loss,
+            parametrization: self.parametrization,
+            mup_base_width: self.mup_base_width,
+            curve_points: self.curve_points,
+            loss_rise_max: self.loss_rise_max,
             checkpoint_every_s: self.checkpoint_every_s,
+        }
+    }
+
+    fn rate(&self, n_steps: u64) -> LearningRate {
+        LearningRate {
+            peak: self.lr,
+            end: self.lr_end,
+            n_warmup: self.warmup_steps,
+            n_steps,
+            shape: self.lr_shape,
         }
     }
 }
@@ -248,19 +234,12 @@ impl Task for TuneSynthesizer {
 
     fn check(params: &Params) -> Result<(), ParamError> {
         params.batching()?;
+        params.choices().check()?;
         check_numbers(&[
             ("lr", params.lr, false),
             ("lr_end", params.lr_end, true),
             ("epochs", params.epochs.unwrap_or(1.0), false),
             ("steps", params.steps.unwrap_or(1) as f64, false),
-            ("weight_decay", params.weight_decay, true),
-            ("clip", params.clip, true),
-            ("z_loss", params.z_loss, true),
-            ("mup_base_width", params.mup_base_width, false),
-            ("loss_rise_max", params.loss_rise_max, true),
-            ("checkpoint_every_s", params.checkpoint_every_s, true),
-            ("curve_points", params.curve_points as f64, false),
-            ("micro_batch_tokens", params.micro_batch_tokens as f64, false),
             ("max_pairs_per_seed", params.max_pairs_per_seed as f64, false),
         ])?;
         if params.steps.is_some() == params.epochs.is_some() {
@@ -350,7 +329,7 @@ impl Task for TuneSynthesizer {
         let batch_pairs = batching.pairs(&selected, &tokens);
         let n_steps = params.n_steps(n_pairs as u64, batch_pairs);
         let steps = PairSteps::new(selected, tokens, batch_pairs, n_steps, params.seed, context);
-        let recipe = params.recipe(n_steps);
+        let recipe = params.choices().recipe(params.rate(n_steps));
         let heldout_bytes = Heldout::bytes(weights.config());
         let trainer = Trainer::new(ctx, &pool, recipe, weights, &steps, heldout_bytes)?;
         let dir = ctx.out(snapshots::FOLDER)?;

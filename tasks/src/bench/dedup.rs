@@ -124,7 +124,7 @@ fn planted(options: Options) -> Result<Figures, Failure> {
     let (texts, n) = (Copies::new(options.seed), options.n_documents);
     let (mut made_cpu_s, mut made_wall_s, mut n_bytes) = (0.0, 0.0, 0);
     let (found, cpu_s, wall_s) = timed(|| {
-        duplicates::find::<Infallible>(&pool, n, DUPLICATE_JACCARD, |visit| {
+        duplicates::find::<Infallible>(&pool, n, DUPLICATE_JACCARD, |wanted, visit| {
             n_bytes = 0;
             for start in (0..n).step_by(BATCH) {
                 let mut batch = vec![String::new(); BATCH.min(n - start)];
@@ -138,7 +138,7 @@ fn planted(options: Options) -> Result<Figures, Failure> {
                 (made_cpu_s, made_wall_s) = (made_cpu_s + cpu_s, made_wall_s + wall_s);
                 n_bytes += batch.iter().map(String::len).sum::<usize>();
                 let batch: Vec<&str> = batch.iter().map(String::as_str).collect();
-                visit(&duplicates::windows(&pool, &batch, DUPLICATE_WORDS));
+                visit(&duplicates::windows(&pool, &batch, &wanted[start..], DUPLICATE_WORDS));
             }
             Ok(())
         })

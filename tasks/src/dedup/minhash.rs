@@ -7,9 +7,12 @@
 use kernels::isa::Isa;
 use kernels::minhash::Functions;
 
+use crate::words;
+
 /// Words in a shingle.
 const SHINGLE_WORDS: usize = 5;
-/// The words of a text: runs of letters and digits, in lower case.
+
+/// The words of a text.
 pub(super) struct Words {
     /// With a blank after each.
     normalized: String,
@@ -19,7 +22,8 @@ pub(super) struct Words {
 impl Words {
     /// The words of `text`.
     pub(super) fn of(text: &str) -> Self {
-        let (normalized, hashes) = words(text);
+        let mut hashes = Vec::with_capacity(text.len() / 5);
+        let normalized = words::read(text, |word| hashes.push(words::hash(word.as_bytes())));
         Self { normalized, hashes }
     }
 
@@ -35,7 +39,7 @@ impl Words {
         }
         let width = self.hashes.len().min(SHINGLE_WORDS);
         let mut sorted: Vec<u64> =
-            self.hashes.windows(width).map(|words| combine(words.iter().copied())).collect();
+            self.hashes.windows(width).map(|window| combine(window.iter().copied())).collect();
         sorted.sort_unstable();
         sorted.dedup();
         sorted
@@ -49,45 +53,9 @@ impl Words {
     }
 }
 
-/// Multiplies to 128 bits and folds the halves: every input bit reaches every output bit.
-fn mix(a: u64, b: u64) -> u64 {
-    let product = u128::from(a) * u128::from(b);
-    (product >> 64) as u64 ^ product as u64
-}
-
-/// The words of a text in lower case with a blank after each, and their hashes.
-fn words(text: &str) -> (String, Vec<u64>) {
-    let mut normalized = String::with_capacity(text.len() + 1);
-    let mut hashes = Vec::with_capacity(text.len() / 5);
-    let mut start = 0;
-    for c in text.chars().chain([' ']) {
-        if c.is_ascii_alphanumeric() {
-            normalized.push(c.to_ascii_lowercase());
-        } else if !c.is_ascii() && c.is_alphanumeric() {
-            normalized.extend(c.to_lowercase());
-        } else if normalized.len() > start {
-            hashes.push(word_hash(&normalized.as_bytes()[start..]));
-            normalized.push(' ');
-            start = normalized.len();
-        }
-    }
-    (normalized, hashes)
-}
-
-fn word_hash(word: &[u8]) -> u64 {
-    let (eights, rest) = word.as_chunks::<8>();
-    let mut last = [0; 8];
-    last[..rest.len()].copy_from_slice(rest);
-    let start = mix(word.len() as u64 ^ 0xcbf2_9ce4_8422_2325, 0x9e37_79b9_7f4a_7c15);
-    eights
-        .iter()
-        .chain([&last])
-        .fold(start, |hash, eight| mix(hash ^ u64::from_le_bytes(*eight), 0x9e37_79b9_7f4a_7c15))
-}
-
-fn combine(words: impl IntoIterator<Item = u64>) -> u64 {
-    words.into_iter().fold(0x2545_f491_4f6c_dd1d, |hash: u64, word| {
-        mix(hash.rotate_left(23) ^ word, 0xd6e8_feb8_6659_fd93)
+fn combine(values: impl IntoIterator<Item = u64>) -> u64 {
+    values.into_iter().fold(0x2545_f491_4f6c_dd1d, |hash: u64, value| {
+        words::mix(hash.rotate_left(23) ^ value, 0xd6e8_feb8_6659_fd93)
     })
 }
 

@@ -1,8 +1,11 @@
+use std::collections::BTreeSet;
+
+use engine::store::Manifest;
 use engine::task::testbed::Bench;
 use serde_json::Value;
 
 use super::*;
-use crate::corpus::tests::write_texts;
+use crate::corpus::tests::{write_files, write_texts};
 
 fn kept(texts: &[&str], params: &Value, n_threads: usize) -> Vec<u64> {
     let dir = tempfile::tempdir().unwrap();
@@ -106,6 +109,30 @@ fn clusters_equal_datasketch() {
         .collect();
     assert_eq!(found, dropped);
     assert_eq!(outputs.metrics["n_documents"] as usize, 5000 - dropped.len());
+}
+
+/// However the corpus is cut into files, and with any number of threads, the bytes are the same.
+#[test]
+fn files_and_threads_change_nothing() {
+    let texts: Vec<String> = (0..600)
+        .map(|i| words_of(i).iter().map(|word| format!("w{word}")).collect::<Vec<_>>().join(" "))
+        .collect();
+    let n_bytes = texts.iter().map(|text| text.len() as u64).sum::<u64>();
+    let (mut digests, mut cuts) = (BTreeSet::new(), BTreeSet::new());
+    for limit in [u64::MAX, n_bytes / 2, n_bytes / 7] {
+        for n_threads in [1, 2] {
+            let dir = tempfile::tempdir().unwrap();
+            let corpus = dir.path().join("corpus");
+            cuts.insert(write_files(&corpus, texts.iter().map(String::as_str), limit));
+            let mut bench = Bench::new(dir.path()).input("corpus", &corpus);
+            bench.n_threads = n_threads;
+            let outputs = bench.run::<Dedup>(&json!({})).unwrap();
+            assert!(outputs.metrics["n_near"] > 10.0);
+            digests.insert(Manifest::of_dir(&bench.out("corpus")).unwrap().digest().to_string());
+        }
+    }
+    assert_eq!((digests.len(), cuts.first()), (1, Some(&1)));
+    assert!(cuts.len() == 3 && cuts.iter().any(|n_files| *n_files >= 7), "{cuts:?}");
 }
 
 /// What the file says of each document adds up to the figures.

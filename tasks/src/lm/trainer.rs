@@ -4,6 +4,7 @@
 //! resumed, it ends in the same bits. All state is the weights, two moments, and a small cursor.
 
 mod checkpoint;
+pub(crate) mod choices;
 
 use std::fmt::Write as _;
 use std::path::Path;

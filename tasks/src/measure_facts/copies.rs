@@ -1,60 +1,53 @@
 //! Finds texts that are nearly the same as known ones.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::HashMap;
+
+use crate::shingle::{jaccard, word_windows};
 
 /// Words of a window.
-const WINDOW: usize = 5;
+const WINDOW_WORDS: usize = 5;
 /// Jaccard similarity of windows from which two texts count as the same.
 const JACCARD: f64 = 0.8;
 
 /// Known texts, by their windows.
 pub(super) struct Copies {
     /// The texts that have a window.
-    by_window: BTreeMap<Vec<String>, Vec<usize>>,
-    /// Distinct windows of each text.
-    sizes: Vec<usize>,
+    by_window: HashMap<u64, Vec<usize>>,
+    /// The windows of each text.
+    windows: Vec<Vec<u64>>,
 }
 
 impl Copies {
     /// The texts to look for.
     pub(super) fn new<'a>(texts: impl Iterator<Item = &'a str>) -> Self {
-        let mut copies = Self { by_window: BTreeMap::new(), sizes: Vec::new() };
-        for (i, text) in texts.enumerate() {
-            let windows = windows(text);
-            copies.sizes.push(windows.len());
-            for window in windows {
-                copies.by_window.entry(window).or_default().push(i);
+        let windows: Vec<Vec<u64>> = texts.map(|text| word_windows(text, WINDOW_WORDS)).collect();
+        let mut by_window: HashMap<u64, Vec<usize>> = HashMap::new();
+        for (i, windows) in windows.iter().enumerate() {
+            for &window in windows {
+                by_window.entry(window).or_default().push(i);
             }
         }
-        copies
+        Self { by_window, windows }
     }
 
     /// Whether `text` is nearly one of the known texts.
     pub(super) fn is_known(&self, text: &str) -> bool {
-        let windows = windows(text);
-        let mut shared: BTreeMap<usize, usize> = BTreeMap::new();
-        for &i in windows.iter().filter_map(|window| self.by_window.get(window)).flatten() {
-            *shared.entry(i).or_default() += 1;
-        }
-        shared.into_iter().any(|(i, n)| is_same(n, self.sizes[i], windows.len()))
+        let windows = word_windows(text, WINDOW_WORDS);
+        let mut sharing: Vec<usize> = windows
+            .iter()
+            .filter_map(|window| self.by_window.get(window))
+            .flatten()
+            .copied()
+            .collect();
+        sharing.sort_unstable();
+        sharing.dedup();
+        sharing.into_iter().any(|i| jaccard(&self.windows[i], &windows) >= JACCARD)
     }
 }
 
 /// Whether two texts are nearly the same.
 pub(super) fn is_copy(one: &str, other: &str) -> bool {
-    let (one, other) = (windows(one), windows(other));
-    is_same(one.intersection(&other).count(), one.len(), other.len())
-}
-
-fn is_same(n_shared: usize, n_one: usize, n_other: usize) -> bool {
-    n_shared as f64 >= JACCARD * (n_one + n_other - n_shared) as f64
-}
-
-/// Every run of [`WINDOW`] words, or the whole of a shorter text.
-fn windows(text: &str) -> BTreeSet<Vec<String>> {
-    let words: Vec<String> = text.split_whitespace().map(str::to_owned).collect();
-    let size = WINDOW.min(words.len()).max(1);
-    words.windows(size).map(<[String]>::to_vec).collect()
+    jaccard(&word_windows(one, WINDOW_WORDS), &word_windows(other, WINDOW_WORDS)) >= JACCARD
 }
 
 #[cfg(test)]

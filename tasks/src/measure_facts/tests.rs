@@ -121,5 +121,5 @@ fn seeds_of_another_world_are_refused() {
     let bench = Bench::new(&dir.path().join("run")).input("synthetic", &corpus);
     let error =
         bench.input("world", &world.out("world")).run::<MeasureFacts>(&json!({})).unwrap_err();
-    assert!(error.message.contains("which is no training document of the world"), "{error}");
+    assert!(error.message.contains("not among the training documents of the world"), "{error}");
 }

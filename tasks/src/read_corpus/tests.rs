@@ -94,6 +94,9 @@ fn formats_agree() {
     assert_eq!(by_key[0].id, document_id("one-key", 0));
     let missing = parquet.error(json!({"text_key": "body"}));
     assert!(missing.contains("a.parquet: no column `body` among `text`, `key`"), "{missing}");
+    let long = parquet.run(json!({"max_record_bytes": 8})).unwrap_err();
+    assert!(long.message.contains("a.parquet:row 2: `text` has 9 bytes"), "{long}");
+    assert_eq!(long.help.unwrap(), "raise `max_record_bytes`");
     let kept = jsonl.documents(json!({"meta_keys": ["n"]}));
     assert_eq!(kept[1].meta["n"], 2);
     assert_eq!(kept[1].id, document_id("a.jsonl", 2));
@@ -160,6 +163,9 @@ fn corrupt_records_are_located_and_set_aside() {
     assert!(first.contains("corrupt record 1, past `max_corrupt: 0`"), "{first}");
     let third = files.error(json!({"max_corrupt": 2, "max_record_bytes": 30}));
     assert!(third.contains("a.jsonl:4: `text` is not a string"), "{third}");
+    let long = files.run(json!({"max_corrupt": 4, "max_record_bytes": 30})).unwrap_err();
+    assert!(long.message.contains("a.jsonl:6: the line has"), "{long}");
+    assert_eq!(long.help.unwrap(), "raise `max_record_bytes`");
     let texts = files.texts(json!({"max_corrupt": 5, "max_record_bytes": 30}));
     assert_eq!(texts, ["good", "last"]);
     let quarantine =
@@ -203,8 +209,10 @@ fn wrong_files_are_clear_errors() {
     let latin = Files::new(&[("a.txt", b"first\nna\xefve")]);
     assert!(latin.error(json!({})).contains("a.txt:2: the text is not UTF-8"));
     let long = Files::new(&[("a.txt", &[b'x'; 5000])]);
-    let long = long.error(json!({"max_record_bytes": 1000}));
-    assert!(long.contains("a.txt:1: the file is longer than `max_record_bytes: 1000`"), "{long}");
+    let long = long.run(json!({"max_record_bytes": 1000})).unwrap_err();
+    let message = "a.txt:1: the file is longer than `max_record_bytes: 1000`";
+    assert!(long.message.contains(message), "{long}");
+    assert_eq!(long.help.unwrap(), "raise `max_record_bytes`");
     let zst = zstd::encode_all(&b"{\"text\": \"abc\"}\n".repeat(50_000)[..], 1).unwrap();
     let cut = Files::new(&[("a.jsonl.zst", &zst[..zst.len() - 5])]);
     let cut = cut.error(json!({}));

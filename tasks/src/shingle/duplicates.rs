@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use kernels::Pool;
 
-use super::{jaccard, word_windows};
+use super::{jaccard, window_hashes};
 
 /// Slots of the table for each set; a set of some hundred elements leaves most of them free.
 const SLOTS_PER_SET: usize = 2048;
@@ -21,12 +21,20 @@ const SLOTS_MIN: usize = 1 << 16;
 /// Sets that a thread takes at a time.
 const CHUNK_SETS: usize = 16;
 
-/// Sets of `n`-word windows of texts; see [`word_windows`].
-pub fn windows(pool: &Pool, texts: &[&str], n: usize) -> Vec<Vec<u64>> {
+/// `n`-word windows of the texts that are wanted; see [`window_hashes`].
+///
+/// # Panics
+/// When fewer texts are wanted or not than there are.
+pub fn windows(pool: &Pool, texts: &[&str], wanted: &[bool], n: usize) -> Vec<Vec<u64>> {
+    assert!(wanted.len() >= texts.len(), "it is said of each text whether it is wanted");
     let mut sets = vec![Vec::new(); texts.len()];
     pool.for_chunks(&mut sets, CHUNK_SETS, |chunk, sets| {
-        for (set, text) in sets.iter_mut().zip(&texts[chunk * CHUNK_SETS..]) {
-            *set = word_windows(text, n);
+        let from = chunk * CHUNK_SETS;
+        for (set, (text, wanted)) in sets.iter_mut().zip(texts[from..].iter().zip(&wanted[from..]))
+        {
+            if *wanted {
+                *set = window_hashes(text, n);
+            }
         }
     });
     sets
@@ -34,8 +42,9 @@ pub fn windows(pool: &Pool, texts: &[&str], n: usize) -> Vec<Vec<u64>> {
 
 /// For each of `n` sets whether an earlier one is at least as similar as `threshold`, by Jaccard.
 ///
-/// `pass` shows all sets in order, some at a time, sorted and distinct; it is called up to three
-/// times. In memory are half a kilobyte for each set, and the sets that may be similar to another.
+/// `pass` shows all sets in order, some at a time, and of each its elements in any order, also more
+/// than once. It is called up to three times, and told which sets are wanted: others may be shown
+/// empty. In memory are half a kilobyte for each set, and the sets that may be similar to another.
 ///
 /// # Errors
 /// What `pass` returns.
@@ -46,13 +55,13 @@ pub fn find<E>(
     pool: &Pool,
     n: usize,
     threshold: f64,
-    mut pass: impl FnMut(&mut dyn FnMut(&[Vec<u64>])) -> Result<(), E>,
+    mut pass: impl FnMut(&[bool], &mut dyn FnMut(&[Vec<u64>])) -> Result<(), E>,
 ) -> Result<Vec<bool>, E> {
     assert!(threshold > 0.0 && threshold <= 1.0, "a threshold of {threshold}");
     assert!(u32::try_from(n).is_ok(), "{n} sets are counted in 32 bits");
     let table = Table::new(n * SLOTS_PER_SET);
-    let mut n_seen = 0;
-    pass(&mut |sets| {
+    let (mut n_seen, all) = (0, vec![true; n]);
+    pass(&all, &mut |sets| {
         n_seen += sets.len();
         pool.for_each(sets.len().div_ceil(CHUNK_SETS), |chunk| {
             let sets = sets[chunk * CHUNK_SETS..].iter().take(CHUNK_SETS);
@@ -63,7 +72,7 @@ pub fn find<E>(
 
     let mut postings: Vec<(u64, u32)> = Vec::new();
     let mut i = 0_u32;
-    pass(&mut |sets| {
+    pass(&all, &mut |sets| {
         let mut found: Vec<Vec<u64>> = vec![Vec::new(); sets.len()];
         pool.for_chunks(&mut found, CHUNK_SETS, |chunk, found| {
             for (found, set) in found.iter_mut().zip(&sets[chunk * CHUNK_SETS..]) {
@@ -93,10 +102,12 @@ pub fn find<E>(
         wanted[*i as usize] = true;
     }
     let mut i = 0;
-    pass(&mut |shown| {
+    pass(&wanted, &mut |shown| {
         for set in shown {
             if wanted[i] {
                 sets[i].clone_from(set);
+                sets[i].sort_unstable();
+                sets[i].dedup();
             }
             i += 1;
         }
@@ -167,15 +178,24 @@ impl Table {
         (word.load(Ordering::Relaxed) >> bit) & 0b10 != 0
     }
 
-    /// The elements of a set's prefix that are in other sets too.
+    /// The elements of a set's prefix that are in other sets too, or were shown twice.
     fn prefix(&self, set: &[u64], threshold: f64) -> Vec<u64> {
-        // A hair below, so that rounding never shortens a prefix.
-        let least = (threshold * set.len() as f64 - 1e-9).ceil() as usize;
-        let length = (set.len() - least + 1).min(set.len());
+        let length = |n: usize| {
+            // A hair below, so that rounding never shortens a prefix.
+            let least = (threshold * n as f64 - 1e-9).ceil() as usize;
+            (n - least + 1).min(n)
+        };
         let mut repeated: Vec<u64> =
             set.iter().copied().filter(|&element| self.is_repeated(element)).collect();
+        // What was seen once in all is here once, so these are distinct.
         let n_single = set.len() - repeated.len();
-        repeated.truncate(length.saturating_sub(n_single));
+        // A longer set has no shorter prefix: most end here, without a sort.
+        if length(set.len()) <= n_single {
+            return Vec::new();
+        }
+        repeated.sort_unstable();
+        repeated.dedup();
+        repeated.truncate(length(n_single + repeated.len()).saturating_sub(n_single));
         repeated
     }
 }
@@ -190,8 +210,15 @@ mod tests {
 
     fn found(sets: &[Vec<u64>], threshold: f64, n_threads: usize) -> Vec<bool> {
         let pool = Pool::new(n_threads);
-        let found: Result<_, Infallible> = find(&pool, sets.len(), threshold, |visit| {
-            sets.chunks(37).for_each(visit);
+        // Elements come in any order and some twice, and what is not wanted does not come.
+        let shown = |set: &Vec<u64>| -> Vec<u64> {
+            set.iter().rev().chain(set.iter().step_by(3)).copied().collect()
+        };
+        let found: Result<_, Infallible> = find(&pool, sets.len(), threshold, |wanted, visit| {
+            let is_wanted =
+                |(set, wanted): (_, &bool)| if *wanted { shown(set) } else { Vec::new() };
+            let shown: Vec<Vec<u64>> = sets.iter().zip(wanted).map(is_wanted).collect();
+            shown.chunks(37).for_each(visit);
             Ok(())
         });
         found.unwrap_or_else(|never| match never {})
