@@ -2,6 +2,8 @@
 //!
 //! Statements are written once. `{rows: a TEXT, b BIGINT}` stands for the rows of the JSON array of
 //! arrays bound as `$1`, which is how thousands of rows travel in one statement on both databases.
+//! The other way `{list: a, b}` stands for one row with the JSON array of arrays of these columns:
+//! with a row at a time, the thread of the database would wake this one for each.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,6 +15,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::TryStreamExt as _;
+use serde::Deserialize;
+use serde_json::Value;
 use sqlx::postgres::{PgConnectOptions, PgRow};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteRow, SqliteSynchronous};
 use sqlx::{
@@ -69,12 +73,30 @@ pub(crate) enum Bind<'a> {
 }
 
 /// A value of a result.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(try_from = "Value")]
 pub(crate) enum Cell {
     Null,
     Int(i64),
     Real(f64),
     Text(String),
+}
+
+impl TryFrom<Value> for Cell {
+    type Error = String;
+
+    fn try_from(value: Value) -> Result<Self, String> {
+        match value {
+            Value::Null => Ok(Self::Null),
+            Value::String(text) => Ok(Self::Text(text)),
+            Value::Number(number) => number
+                .as_i64()
+                .map(Self::Int)
+                .or_else(|| number.as_f64().map(Self::Real))
+                .ok_or_else(|| format!("{number} is no number of a database")),
+            other => Err(format!("{other} is no value of a database")),
+        }
+    }
 }
 
 /// A row of a result, read by position.
@@ -277,6 +299,21 @@ impl Database {
         rows.map_err(|error| Error::from_sqlx(&self.location, &error))
     }
 
+    /// Runs a query that selects a `{list: …}` and gives the rows in it.
+    pub(crate) async fn fetch_list(
+        &mut self,
+        sql: &'static str,
+        binds: &[Bind<'_>],
+    ) -> Result<Vec<Row>, Error> {
+        let rows = self.fetch(sql, binds).await?;
+        let text = rows.into_iter().next().map(|mut row| row.text(0)).unwrap_or_default();
+        if text.is_empty() {
+            return Ok(Vec::new());
+        }
+        let rows: Vec<Vec<Cell>> = serde_json::from_str(&text).map_err(Error::value)?;
+        Ok(rows.into_iter().map(Row).collect())
+    }
+
     /// Runs a query and gives its rows one at a time.
     pub(crate) async fn each<E: From<Error>>(
         &mut self,
@@ -345,7 +382,8 @@ fn copy_with_log(path: &Path) -> io::Result<Option<TempDir>> {
     Ok(Some(dir))
 }
 
-/// Replaces each `{rows: name TYPE, …}` by a sub-select over the JSON in `$1`.
+/// Replaces each `{rows: name TYPE, …}` by a sub-select over the JSON in `$1`, and `{list: …}` by JSON
+/// of those columns.
 fn expand(sql: &str, is_postgres: bool) -> String {
     let mut text = String::with_capacity(sql.len() + 128);
     let mut rest = sql;
@@ -374,7 +412,14 @@ fn expand(sql: &str, is_postgres: bool) -> String {
         rest = after;
     }
     text.push_str(rest);
-    text
+    let Some((before, after)) = text.split_once("{list:") else { return text };
+    let (columns, after) = after.split_once('}').expect("a statement closes its list");
+    let list = if is_postgres {
+        format!("coalesce(json_agg(json_build_array({columns}))::text, '')")
+    } else {
+        format!("json_group_array(json_array({columns}))")
+    };
+    [before, &list, after].concat()
 }
 
 fn sqlite_row(row: &SqliteRow) -> Result<Row, sqlx::Error> {

@@ -47,8 +47,8 @@ pub(crate) struct LastAttempt {
 }
 
 const KEYS: &str = "
-    SELECT k.key, k.state, k.epoch, coalesce(w.host || ':' || w.pid, ''), k.lease_until_us,
-           o.port, o.digest
+    SELECT {list: k.key, k.state, k.epoch, coalesce(w.host || ':' || w.pid, ''), k.lease_until_us,
+           o.port, o.digest}
       FROM {rows: key TEXT} AS r
       JOIN node_key AS k ON k.key = r.key
       LEFT JOIN owner AS w ON w.id = k.owner
@@ -57,7 +57,7 @@ const KEYS: &str = "
 /// Keys of the pipeline's last run: most of them are asked for next, all in one go instead of one
 /// question for each level of the graph.
 const KEYS_OF_LAST_RUN: &str = "
-    SELECT k.key, k.state, k.epoch, '', k.lease_until_us, o.port, o.digest
+    SELECT {list: k.key, k.state, k.epoch, '', k.lease_until_us, o.port, o.digest}
       FROM run_node AS n
       JOIN node_key AS k ON k.key = n.key AND k.state = 'done'
       LEFT JOIN output AS o ON o.key = k.key
@@ -65,7 +65,7 @@ const KEYS_OF_LAST_RUN: &str = "
                         ORDER BY started_us DESC, id LIMIT 1)";
 
 const MANIFESTS: &str = "
-    SELECT a.digest, a.manifest
+    SELECT {list: a.digest, a.manifest}
       FROM {rows: digest TEXT} AS r
       JOIN artifact AS a ON a.digest = r.digest AND a.store = $2 AND a.state = 'present'";
 
@@ -145,7 +145,7 @@ impl Ledger {
         keys: impl Iterator<Item = NodeKey>,
     ) -> Result<BTreeMap<NodeKey, KeyState>, Error> {
         let rows = column(keys)?;
-        let rows = self.database.lock().await.fetch(KEYS, &[Bind::Text(&rows)]).await?;
+        let rows = self.database.lock().await.fetch_list(KEYS, &[Bind::Text(&rows)]).await?;
         collect_keys(rows)
     }
 
@@ -155,7 +155,7 @@ impl Ledger {
         pipeline: &str,
     ) -> Result<BTreeMap<NodeKey, KeyState>, Error> {
         let mut database = self.database.lock().await;
-        collect_keys(database.fetch(KEYS_OF_LAST_RUN, &[Bind::Text(pipeline)]).await?)
+        collect_keys(database.fetch_list(KEYS_OF_LAST_RUN, &[Bind::Text(pipeline)]).await?)
     }
 
     /// Manifests of the artifacts that the store should hold.
@@ -166,7 +166,7 @@ impl Ledger {
     ) -> Result<BTreeMap<Digest, Manifest>, Error> {
         let rows = column(digests)?;
         let binds = [Bind::Text(&rows), Bind::Text(store)];
-        let rows = self.database.lock().await.fetch(MANIFESTS, &binds).await?;
+        let rows = self.database.lock().await.fetch_list(MANIFESTS, &binds).await?;
         let mut manifests = BTreeMap::new();
         for mut row in rows {
             let manifest = serde_json::from_str(&row.text(1)).map_err(Error::value)?;
