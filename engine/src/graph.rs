@@ -79,7 +79,10 @@ pub struct Source {
     pub port: String,
 }
 
-/// Integer amounts of what an attempt holds while it runs.
+/// The device of a node that names none.
+pub(crate) const DEVICE_DEFAULT: &str = "cpu";
+
+/// Amounts of what an attempt holds while it runs, and where it computes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Resources {
     /// Threads.
@@ -88,13 +91,21 @@ pub struct Resources {
     pub memory_bytes: Option<u64>,
     /// GPUs.
     pub gpu: u32,
+    /// What computes: `cpu`, `auto`, or a GPU such as `cuda:0`. The engine only passes it on.
+    pub device: String,
     /// Units of named pools.
     pub pools: BTreeMap<String, u32>,
 }
 
 impl Default for Resources {
     fn default() -> Self {
-        Self { cpu: 1, memory_bytes: None, gpu: 0, pools: BTreeMap::new() }
+        Self {
+            cpu: 1,
+            memory_bytes: None,
+            gpu: 0,
+            device: DEVICE_DEFAULT.to_owned(),
+            pools: BTreeMap::new(),
+        }
     }
 }
 

@@ -51,6 +51,9 @@ pub trait Task: Send + Sync + 'static {
     /// and so take no room.
     const KEEPS_ITEMS: bool = false;
 
+    /// Whether it computes on the device that the node asks for, and not always on the CPU.
+    const USES_DEVICE: bool = false;
+
     /// Whether a node's params declare ports of its own; see [`Self::own_ports`].
     const HAS_OWN_PORTS: bool = false;
 

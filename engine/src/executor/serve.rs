@@ -132,6 +132,7 @@ fn work(
         n_threads: assignment.n_threads,
         memory_bytes: assignment.memory_bytes,
         is_approved: assignment.is_approved,
+        device: assignment.device,
         cancel: cancel.clone(),
         sink,
     };

@@ -74,6 +74,7 @@ pub(crate) struct Assignment {
     pub(crate) n_threads: usize,
     pub(crate) memory_bytes: Option<u64>,
     pub(crate) is_approved: bool,
+    pub(crate) device: String,
     pub(crate) items: Items,
 }
 

@@ -139,6 +139,7 @@ impl Job {
             n_threads: context.n_threads,
             memory_bytes: context.memory_bytes,
             is_approved: context.is_approved,
+            device: context.device.clone(),
             items: executor::Items {
                 store: items.store.dir().to_owned(),
                 scope: items.scope,

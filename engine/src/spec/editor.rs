@@ -120,6 +120,10 @@ fn settings() -> Map<String, Value> {
         "mem" => json!({"type": ["string", "integer"]}),
         "executor" => json!({"anyOf": [
             {"enum": Executor::WORDS}, {"$ref": "#/$defs/expression"}]}),
+        "device" => json!({"anyOf": [
+            {"type": "string", "pattern": "^(cpu|auto|cuda(:[0-9]+)?)$"},
+            {"$ref": "#/$defs/expression"},
+        ]}),
         "salt" => json!({"type": ["string", "number"]}),
         "pools" => json!({"type": "object", "additionalProperties": of("integer")}),
         "expect" => json!({"type": "object", "additionalProperties": {

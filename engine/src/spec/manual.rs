@@ -123,7 +123,11 @@ fn task(text: &mut String, task: &dyn AnyTask) {
         Determinism::Measured => "bytes that carry measured times or other facts of one execution",
     };
     let (kind, summary, revision) = (task.kind(), task.summary(), task.revision());
-    line(text, format_args!("\n## `{kind}`\n\n{summary}. Revision {revision}; gives {same}."));
+    let device = if task.uses_device() { " Computes on the node's `device`." } else { "" };
+    line(
+        text,
+        format_args!("\n## `{kind}`\n\n{summary}. Revision {revision}; gives {same}.{device}"),
+    );
     ports(text, "input", task.inputs());
     ports(text, "output", task.outputs());
     let ShapeKind::Record(record) = Shape::of_schema(&task.params_schema()).kind else { return };

@@ -14,12 +14,12 @@ use super::shape::{self, ShapeKind};
 use super::yaml::{Map, Yaml};
 use crate::executor::Executor;
 use crate::graph::{Resources, Retry};
-use crate::task::{Facts, Port};
+use crate::task::{AnyTask, Facts, Port};
 
 /// Keys of a node that are its settings, with their help.
 pub(crate) const SETTINGS: &[(&str, &str)] = &[
     ("when", "`false` leaves the node out; usually an expression"),
-    ("resources", "what an attempt holds while it runs: `cpu`, `mem`, `gpu`, `pools`"),
+    ("resources", "what an attempt holds while it runs: `cpu`, `mem`, `gpu`, `device`, `pools`"),
     (
         "executor",
         "how attempts run: `inline`, on a thread of the run, or `process`, in a process of \
@@ -38,6 +38,10 @@ pub(crate) const RESOURCES: &[(&str, &str)] = &[
     ("cpu", "threads, at least 1; default 1"),
     ("mem", "memory, such as `512MiB` or `2GiB`; no limit by default"),
     ("gpu", "GPUs; default 0"),
+    (
+        "device",
+        "what computes: `cpu`, `cuda:N`, or `auto` for a GPU where one can be used; default `cpu`",
+    ),
     ("pools", "units of named pools, such as `{disk: 1}`"),
 ];
 
@@ -75,7 +79,7 @@ pub(crate) fn read(
     let layers = &entry.layers[..];
     Settings {
         when: at.boolean(layers, "when").unwrap_or(true),
-        resources: at.resources(layers),
+        resources: at.resources(layers, entry.kind.as_ref().map(|kind| &*kind.task)),
         executor: at.executor(layers),
         retry: at.retry(layers),
         timeout: at.duration(layers, "timeout"),
@@ -213,6 +217,35 @@ impl Lookup<'_, '_> {
         None
     }
 
+    /// `cpu`, `auto` or `cuda:N`; whether there is such a GPU is seen when the node runs.
+    fn device(&mut self, layers: &[&Map<'_>], task: Option<&dyn AnyTask>) -> Option<String> {
+        let tree = self.find(layers, "device")?;
+        if let TreeNode::Scalar(Value::String(text)) = &tree.node {
+            let index = text.strip_prefix("cuda:").map(str::parse::<u16>);
+            let is_gpu = text == "cuda" || matches!(index, Some(Ok(_)));
+            if let Some(task) = task.filter(|task| is_gpu && !task.uses_device()) {
+                let kind = task.kind();
+                let message = format!("task `{kind}` of node `{}` has no GPU kernels", self.name);
+                let help = "leave `device` out; `auto` is a GPU for the tasks that can use one";
+                self.bad_value(
+                    "spec::no_gpu_kernels",
+                    message,
+                    tree.span,
+                    "a GPU",
+                    help.to_owned(),
+                );
+                return None;
+            }
+            if is_gpu || matches!(text.as_str(), "cpu" | "auto") {
+                return Some(text.clone());
+            }
+        }
+        let message = format!("`device` of node `{}` is {}", self.name, tree.describe());
+        let help = "devices are `cpu`, `auto`, or a GPU such as `cuda:0`".to_owned();
+        self.bad_value("spec::bad_device", message, tree.span, "not a device", help);
+        None
+    }
+
     fn bad_value(
         &mut self,
         code: &'static str,
@@ -243,7 +276,7 @@ impl Lookup<'_, '_> {
         maps
     }
 
-    fn resources(&mut self, layers: &[&Map<'_>]) -> Resources {
+    fn resources(&mut self, layers: &[&Map<'_>], task: Option<&dyn AnyTask>) -> Resources {
         let mut resources = Resources::default();
         let maps = self.maps(layers, "resources", RESOURCES);
         if maps.is_empty() {
@@ -254,6 +287,9 @@ impl Lookup<'_, '_> {
         }
         if let Some(gpu) = self.integer(&maps, "gpu", 0, AMOUNT_MAX) {
             resources.gpu = gpu as u32;
+        }
+        if let Some(device) = self.device(&maps, task) {
+            resources.device = device;
         }
         resources.memory_bytes = self.size(&maps, "mem");
         let pools = maps.iter().find_map(|map| map.get("pools"));

@@ -181,6 +181,8 @@ pub struct ContextParts {
     pub memory_bytes: Option<u64>,
     /// Whether an operator approved what parked an earlier attempt.
     pub is_approved: bool,
+    /// What is to compute: `cpu`, `auto`, or a GPU such as `cuda:0`.
+    pub device: String,
     /// Tells the task to stop.
     pub cancel: CancelToken,
     /// Takes the task's reports.
@@ -256,6 +258,11 @@ impl Context {
     /// goes on.
     pub fn is_approved(&self) -> bool {
         self.parts.is_approved
+    }
+
+    /// The node's `device` resource: `cpu`, `auto`, or a GPU such as `cuda:0`.
+    pub fn device(&self) -> &str {
+        &self.parts.device
     }
 
     /// The newest valid checkpoint of this node's key, whichever run wrote it.

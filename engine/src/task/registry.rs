@@ -21,6 +21,8 @@ pub trait AnyTask: Send + Sync {
     fn summary(&self) -> &'static str;
     /// [`Task::DETERMINISM`].
     fn determinism(&self) -> Determinism;
+    /// [`Task::USES_DEVICE`].
+    fn uses_device(&self) -> bool;
     /// [`Task::INPUTS`].
     fn inputs(&self) -> &'static [Port];
     /// [`Task::OUTPUTS`].
@@ -107,6 +109,10 @@ impl<T: Task> AnyTask for Erased<T> {
 
     fn determinism(&self) -> Determinism {
         T::DETERMINISM
+    }
+
+    fn uses_device(&self) -> bool {
+        T::USES_DEVICE
     }
 
     fn inputs(&self) -> &'static [Port] {

@@ -44,6 +44,8 @@ pub struct Bench {
     pub n_threads: usize,
     /// Whether the task may go on where it would park.
     pub is_approved: bool,
+    /// The node's `device` resource.
+    pub device: String,
     /// Stops the task.
     pub cancel: CancelToken,
     /// What the task reported.
@@ -61,6 +63,7 @@ impl Bench {
             external: Vec::new(),
             n_threads: 2,
             is_approved: false,
+            device: "cpu".to_owned(),
             cancel: CancelToken::default(),
             sink: Arc::default(),
             items: Arc::default(),
@@ -121,6 +124,7 @@ impl Bench {
             n_threads: self.n_threads,
             memory_bytes: None,
             is_approved: self.is_approved,
+            device: self.device.clone(),
             cancel: self.cancel.clone(),
             sink: Arc::<MemorySink>::clone(&self.sink),
         };

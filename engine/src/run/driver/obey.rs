@@ -178,6 +178,7 @@ impl Driver<'_> {
                     .ruling
                     .as_ref()
                     .is_some_and(|ruling| ruling.verdict == Ruled::Approved),
+                device: spec.resources.device.clone(),
                 cancel: cancel.clone(),
                 sink,
             },
