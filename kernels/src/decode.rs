@@ -12,5 +12,5 @@ pub mod cuda;
 pub mod linear;
 
 pub use attention::Row;
-pub use cache::{Cache, Sequence};
+pub use cache::{Cache, Pages, Sequence};
 pub use linear::Packed;

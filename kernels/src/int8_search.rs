@@ -196,6 +196,18 @@ fn finish(
     hits
 }
 
+/// Scores the hits of all queries again, as [`search_rescored`] does; for hits that a device found.
+///
+/// # Panics
+/// When the rows of `rescore` have other shapes.
+pub fn rescore_all(pool: &Pool, hits: &mut [Vec<Hit>], rescore: Rescore<'_>) {
+    pool.for_chunks(hits, rescore::BLOCK_QUERIES, |block, hits| {
+        let first = block * rescore::BLOCK_QUERIES;
+        let members: Vec<u32> = (first..first + hits.len()).map(|i| i as u32).collect();
+        rescore.apply(pool.isa(), &members, hits);
+    });
+}
+
 /// The score of the module's definition.
 #[inline]
 fn score(dot: i32, value_scale: f32, query_scale: f32) -> f32 {

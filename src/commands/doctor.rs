@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
-use tasks::cuda::choice::{Choice, Request, choose};
+use tasks::cuda::choice::{Choice, Need, Request, choose};
 use tasks::cuda::gpu;
 use tasks::cuda::libraries::{self, Origin, Which};
 
@@ -101,7 +101,7 @@ fn gpus() -> Vec<Finding> {
         .collect();
     findings.extend((0..facts.gpus.len()).map(|i| {
         let name = &facts.gpus[i].name;
-        let (state, about) = match choose(Request::Gpu(i as u32), &facts, 0) {
+        let (state, about) = match choose(Request::Gpu(i as u32), &facts, Need::NOTHING) {
             Ok(Choice::Gpu { arch, notes, .. }) => {
                 ("done", format!("cuda:{i}, {name}, kernels for {arch}; {}", notes.join("; ")))
             }

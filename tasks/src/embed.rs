@@ -25,6 +25,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::cost::{fact, figure};
+use crate::device;
 use crate::format::tokens::Tokens;
 use crate::format::vectors::{self, VectorsWriter};
 pub use states::Pooling;
@@ -124,6 +125,7 @@ impl Task for Embed {
         "embeds documents as unit vectors, by TF-IDF, a model's token embeddings or its states";
     // Logarithms come from the platform's math library.
     const DETERMINISM: Determinism = Determinism::BitwisePerDevice;
+    const USES_DEVICE: bool = true;
     const INPUTS: &'static [Port] = &[
         Port::one("documents", "tokens", "the documents"),
         Port::optional("model", "model", "the model, for backends `model` and `states`"),
@@ -180,13 +182,21 @@ impl Task for Embed {
             return Err(Failure::permanent("there are no documents to embed"));
         }
         let pool = Pool::new(ctx.n_threads());
+        if params.backend != Backend::States {
+            device::require_cpu(ctx, "backends other than `states`")?;
+        }
+        let mut is_on_gpu = false;
         let (rows, name) = match params.backend {
             Backend::Tfidf => {
                 let dim = params.dim.unwrap_or(TFIDF_DIM);
                 (terms::projected(ctx, params, inputs, &documents, dim)?, "tfidf")
             }
             Backend::Model => (terms::whitened(ctx, &pool, params, inputs, &documents)?, "model"),
-            Backend::States => (states::rows(ctx, params, inputs, &documents)?, "states"),
+            Backend::States => {
+                let rows;
+                (rows, is_on_gpu) = states::rows(ctx, &pool, params, inputs, &documents)?;
+                (rows, "states")
+            }
         };
         let ids: Vec<u64> =
             (0..documents.n_documents()).map(|i| documents.document_id(i)).collect();
@@ -203,6 +213,7 @@ impl Task for Embed {
             .metric("n_documents", ids.len() as f64)
             .metric("dim", rows.dim as f64)
             .metric("n_zero", n_zero as f64);
+        let outputs = device::note(outputs, is_on_gpu);
         Ok(if params.backend == Backend::States {
             outputs.metric("n_cut", n_cut as f64)
         } else {

@@ -22,8 +22,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::corpus::write_json;
 use crate::cost::{self, fact, figure, forward_flop, unit};
+use crate::device;
 use crate::format::tokens::Tokens;
-use crate::lm::forward::Forward;
+use crate::lm::batch::MicroBatch;
+use crate::lm::reader::{Losses as _, Reader};
 use crate::lm::{Weights, hf};
 use crate::tokenizer::Tokenizer;
 use crate::{rows, stats};
@@ -119,6 +121,7 @@ impl Task for Evaluate {
     const ITEM_STAGES: u32 = 1;
     const SUMMARY: &'static str = "scores a model on held-out text";
     const DETERMINISM: Determinism = Determinism::BitwisePerDevice;
+    const USES_DEVICE: bool = true;
     const INPUTS: &'static [Port] = &[
         Port::one("model", "model", "the model to score"),
         Port::one("heldout", "tokens", "documents that the model was not trained on"),
@@ -165,7 +168,8 @@ impl Task for Evaluate {
                 weights.config().vocab_size
             )));
         }
-        let nll = score(ctx, inputs.many("model")[0].digest, &weights, &heldout)?;
+        let model = inputs.many("model")[0].digest;
+        let (nll, is_on_gpu) = score(ctx, model, &weights, &heldout)?;
         let items: Vec<Item> = (0..heldout.n_documents())
             .map(|document| Item {
                 task: params.name.clone(),
@@ -183,7 +187,7 @@ impl Task for Evaluate {
         let mean = score.tokens as f64 / score.n_items as f64;
         let row = mean.min(weights.config().context as f64);
         let flop = forward_flop(&cost::model(weights.config()), score.tokens as f64, row);
-        Ok(Outputs::default()
+        Ok(device::note(Outputs::default(), is_on_gpu)
             .metric(unit::FORWARD_FLOP, flop.unwrap_or(0.0))
             .metric("mean_nll", score.mean_nll)
             .metric("token_perplexity", score.token_perplexity)
@@ -202,39 +206,44 @@ fn check_tokenizer(heldout: &Tokens, tokenizer: &Tokenizer) -> Result<(), Failur
     )))
 }
 
-/// The summed negative log likelihood of each document.
+/// The summed negative log likelihood of each document, and whether a GPU computed it.
 fn score(
     ctx: &Context,
     model: Digest,
     weights: &Weights,
     heldout: &Tokens,
-) -> Result<Vec<f64>, Failure> {
+) -> Result<(Vec<f64>, bool), Failure> {
     let context = weights.config().context;
     let capacity = BATCH_TOKENS.max(context);
+    let device = device::open(ctx, &Reader::work(weights.config(), capacity))?;
     let batches = Batches::new(heldout, context, capacity);
     let mut items = Vec::new();
     for first in (0..batches.len()).step_by(ITEM_BATCHES) {
         let end = batches.len().min(first + ITEM_BATCHES);
         let weight = batches.tokens_before(end) - batches.tokens_before(first);
         let made_of = (model, batches.digest(heldout, first..end));
+        let made_of = device::bound(device.as_deref(), made_of);
         let name = format!("batches {first} to {}", end - 1);
         items.push(task::Item::new(name, &made_of, first..end).weight(weight));
     }
-    let begin = |n_threads| {
-        let forward = Forward::new(weights.config(), capacity);
-        Ok((Pool::new(n_threads), forward, windows::Buffers::default()))
+    // One worker has all threads, and so the pool.
+    let pool = Pool::new(ctx.n_threads());
+    let begin = |_| {
+        let reader = Reader::new(device.clone(), &pool, weights, capacity)?;
+        Ok((reader, windows::Buffers::default()))
     };
     let results = ctx.stage("score", "tokens").alone().each_with(
         items.clone(),
         begin,
-        |(pool, forward, buffers), range, item| {
+        |(reader, buffers), range, item| {
             let mut sums: Vec<u8> = Vec::new();
             for batch in range.clone() {
                 item.check_cancelled()?;
                 let windows = batches.get(batch);
                 buffers.fill(heldout, windows);
-                let losses =
-                    forward.nll(pool, weights, &buffers.ids, &buffers.starts, &buffers.targets);
+                let (ids, targets) = (&buffers.ids[..], &buffers.targets[..]);
+                let starts = buffers.starts.clone();
+                let losses = reader.nll(&MicroBatch { ids, starts, targets })?;
                 let mut losses = losses.iter();
                 for window in windows {
                     let losses = losses.by_ref().take(window.len()).copied();
@@ -258,7 +267,7 @@ fn score(
         }
     }
     match nll.iter().position(|nll| !nll.is_finite()) {
-        None => Ok(nll),
+        None => Ok((nll, device.is_some())),
         Some(document) => Err(Failure::permanent(format!(
             "the loss of document {:016x} is not finite",
             heldout.document_id(document)

@@ -11,6 +11,7 @@ pub mod corpus;
 pub mod cost;
 pub mod decode;
 pub mod dedup;
+pub mod device;
 pub mod drop_near_dups;
 pub mod drop_repeats;
 pub mod embed;

@@ -18,6 +18,7 @@ pub mod init;
 pub mod learner;
 pub mod memory;
 pub mod optimizer;
+pub mod reader;
 pub mod snapshots;
 pub mod trainer;
 pub mod weights;

@@ -16,6 +16,7 @@ mod choose;
 mod parts;
 mod rows;
 mod search;
+mod shelf;
 
 use std::collections::HashSet;
 
@@ -29,6 +30,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::cost::{fact, figure, unit};
+use crate::device;
 use crate::format::pairs::{self, Documents, Pair as DocumentPair, Pairs};
 use crate::format::vectors::Vectors;
 pub(crate) use search::{N_FIRST, RECALL_SLACK};
@@ -130,6 +132,7 @@ impl Task for Pair {
     const SUMMARY: &'static str = "pairs documents with their nearest neighbours, or at random";
     // Integer sums, then single correctly rounded operations in a fixed order.
     const DETERMINISM: Determinism = Determinism::Bitwise;
+    const USES_DEVICE: bool = true;
     const INPUTS: &'static [Port] = &[
         Port::one("vectors", "vectors", "embeddings of the documents"),
         Port::optional("like", "pairs", "pairs whose number method `random` copies"),
@@ -215,13 +218,16 @@ impl Task for Pair {
             return Err(Failure::permanent(format!("{n} documents; pairs index up to {limit}")));
         }
         let documents = Documents::of(vectors.document_ids().iter().copied());
-        let mut audit = None;
+        let (mut audit, mut is_on_gpu) = (None, false);
+        if params.method != Method::Exact {
+            device::require_cpu(ctx, "methods other than `exact`")?;
+        }
         let (pairs, method) = match params.method {
             Method::Exact | Method::Ivf => {
                 let digest = inputs.many("vectors")[0].digest;
-                let pairs;
-                (pairs, audit) = search::nearest(ctx, params, (&vectors, digest))?;
-                (pairs, if params.method == Method::Exact { "exact" } else { "ivf" })
+                let found = search::nearest(ctx, params, (&vectors, digest))?;
+                (audit, is_on_gpu) = (found.audit, found.is_on_gpu);
+                (found.pairs, if params.method == Method::Exact { "exact" } else { "ivf" })
             }
             Method::Random => {
                 let like = inputs.optional("like").map(Pairs::open).transpose()?;
@@ -245,7 +251,7 @@ impl Task for Pair {
             "{} pairs; {} of {n} documents are a seed, {} are in a pair",
             summary.n_pairs, summary.n_seeds, summary.n_covered
         ));
-        let mut outputs = Outputs::default();
+        let mut outputs = device::note(Outputs::default(), is_on_gpu);
         if params.method == Method::Exact {
             let operations = 2.0 * (n as f64).powi(2) * vectors.dim() as f64;
             outputs = outputs.metric(unit::INT8_OP, operations);

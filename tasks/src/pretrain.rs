@@ -17,12 +17,14 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::cost::{self, fact, figure, unit};
+use crate::device;
 use crate::format::schedule::Schedule;
 use crate::format::tokens::Tokens;
 use crate::lm::arch::{self, Arch, Preset};
 use crate::lm::batch::Steps;
 use crate::lm::init::Init;
 use crate::lm::optimizer::{LearningRate, Parametrization, Shape};
+use crate::lm::reader::Losses;
 use crate::lm::snapshots::{self, Snapshots};
 use crate::lm::trainer::choices::{self, Choices, check_numbers};
 use crate::lm::trainer::{self, Observer, Summary, Trainer};
@@ -194,6 +196,7 @@ impl Task for Pretrain {
     const REVISION: u32 = 3;
     const SUMMARY: &'static str = "trains a language model from scratch on a schedule of documents";
     const DETERMINISM: Determinism = Determinism::BitwisePerDevice;
+    const USES_DEVICE: bool = true;
     const INPUTS: &'static [Port] = &[
         Port::one("schedule", "schedule", "the order of documents"),
         Port::one("real", "tokens", "the real documents of the schedule"),
@@ -294,9 +297,10 @@ impl Task for Pretrain {
         };
         let weights = params.init.draw(&pool, &config, params.seed);
         let recipe = params.choices().recipe(params.rate(steps.n_steps()));
-        let heldout_bytes = watcher.heldout.as_ref().map_or(0, |_| Heldout::bytes(&config));
-        let trainer = Trainer::new(ctx, &pool, recipe, weights, &steps, heldout_bytes)?;
-        let (weights, points, summary) = trainer.run(ctx, &steps, &mut watcher)?;
+        let scored = watcher.heldout.as_ref().map_or(0, |_| Heldout::tokens_max(&config));
+        let mut trainer = Trainer::new(ctx, &pool, recipe, weights, &steps, scored)?;
+        let (points, summary) = trainer.run(ctx, &steps, &mut watcher)?;
+        let weights = trainer.into_weights()?;
         let training = Training { task: Self::KIND, params, summary: &summary };
         let dir = ctx.out("model")?;
         trainer::publish(&dir, &weights, &tokenizer, &training, &points)?;
@@ -321,6 +325,7 @@ pub(crate) fn metrics(summary: &Summary) -> Outputs {
         .metric("n_tokens", summary.n_tokens as f64)
         .metric("flop", summary.flop)
         .metric(unit::TRAIN_FLOP, summary.flop);
+    let outputs = device::note(outputs, summary.is_on_gpu());
     match summary.heldout_loss {
         Some(loss) => outputs.metric("heldout_loss", loss),
         None => outputs,
@@ -337,10 +342,13 @@ impl Observer for Watcher {
     fn heldout_loss(
         &mut self,
         ctx: &Context,
-        pool: &Pool,
-        weights: &Weights,
+        losses: &mut dyn Losses,
     ) -> Result<Option<f64>, Failure> {
-        self.heldout.as_mut().map(|heldout| heldout.loss(ctx, pool, weights)).transpose()
+        self.heldout.as_ref().map(|heldout| heldout.loss(ctx, losses)).transpose()
+    }
+
+    fn wants(&self, step: u64) -> bool {
+        self.snapshots.wants(step)
     }
 
     fn after_step(&mut self, _ctx: &Context, step: u64, weights: &Weights) -> Result<(), Failure> {

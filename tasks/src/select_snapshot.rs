@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::corpus::write_json;
 use crate::format::tokens::Tokens;
+use crate::lm::reader::Reader;
 use crate::lm::{hf, snapshots};
 use crate::pretrain::heldout::Heldout;
 
@@ -55,6 +56,7 @@ impl Task for SelectSnapshot {
     const SUMMARY: &'static str =
         "takes one model out of snapshots, by fraction or validation loss";
     const DETERMINISM: Determinism = Determinism::BitwisePerDevice;
+    const USES_DEVICE: bool = true;
     const INPUTS: &'static [Port] = &[
         Port::one("snapshots", "models", "the snapshots of `pretrain`"),
         Port::optional("model", "model", "its final model, a candidate too"),
@@ -121,8 +123,10 @@ fn lowest_loss(
     let mut best = None;
     for (i, (fraction, dir)) in found.iter().enumerate() {
         let weights = hf::load(dir)?;
-        let mut heldout = Heldout::new(&tokens, weights.config(), params.validation_tokens_max)?;
-        let validation_loss = heldout.loss(ctx, &pool, &weights)?;
+        let heldout = Heldout::new(&tokens, weights.config(), params.validation_tokens_max)?;
+        let capacity = Heldout::tokens_max(weights.config());
+        let mut reader = Reader::open(ctx, &pool, &weights, capacity)?;
+        let validation_loss = heldout.loss(ctx, &mut reader)?;
         if best.is_none_or(|best: usize| validation_loss < candidates[best].validation_loss) {
             best = Some(i);
         }

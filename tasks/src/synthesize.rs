@@ -25,7 +25,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::corpus::{CorpusWriter, write_json};
 use crate::cost::{self, fact, figure, forward_flop, unit};
+use crate::device;
 use crate::format::tokens::Tokens;
+use crate::lm::device::decoder::Generator;
 use crate::lm::generate::{Choice, Decoder, Settings};
 use crate::lm::{Config, Weights, hf};
 use crate::tokenizer::{BOS, EOS, PAD, SEP, Tokenizer};
@@ -138,6 +140,7 @@ impl Task for Synthesize {
     const ITEM_STAGES: u32 = 1;
     const SUMMARY: &'static str = "writes a synthetic corpus with a tuned model";
     const DETERMINISM: Determinism = Determinism::BitwisePerDevice;
+    const USES_DEVICE: bool = true;
     const INPUTS: &'static [Port] = &[
         Port::one("model", "model", "the model that writes"),
         Port::one("tokenizer", "tokenizer", "the model's vocabulary"),
@@ -227,19 +230,25 @@ impl Task for Synthesize {
                 weights.config().context
             ));
         }
-        let n_slots = slots_within_memory(ctx, params, weights.config())?;
+        let n_slots = params.batch as usize;
+        // One sequence more than slots holds the prompt that draws share.
+        let device = device::open(ctx, &Generator::work(weights.config(), n_slots + 1))?;
+        let is_on_gpu = device.is_some();
+        let n_slots =
+            if is_on_gpu { n_slots } else { slots_within_memory(ctx, params, weights.config())? };
+        let made_of = made_of(params, inputs, device.as_deref());
         let desk = Desk {
             params,
             weights: &weights,
             tokenizer: &tokenizer,
             settings: settings(params, weights.config(), &tokenizer),
             n_slots,
+            device,
             id_base: inputs.many("model")[0].digest.to_string(),
         };
         let tally = Tally::new(ctx, params);
         let dir = ctx.out("corpus")?;
         let mut synthesis = Synthesis::new(params, &plan, &tally, CorpusWriter::create(&dir)?);
-        let made_of = made_of(params, inputs);
         let items = books::items().map(|draws| {
             let name = format!("draws {} to {}", draws.start, draws.end - 1);
             Item::new(name, &(&made_of, draws.clone()), draws)
@@ -253,16 +262,20 @@ impl Task for Synthesize {
         let books = synthesis.finish()?;
         write_json(&dir.join("synthesis.json"), &books)?;
         let token_flop = cost::model(weights.config()).get(fact::TOKEN_FLOP).unwrap_or(0.0);
-        let outputs = books.outputs(tally.tokens_per_s());
+        let outputs = device::note(books.outputs(tally.tokens_per_s()), is_on_gpu);
         Ok(outputs.metric(unit::DECODE_FLOP, token_flop * books.gross_tokens as f64))
     }
 }
 
 /// What every draw depends on: all but the target, and what is outside the key anyway.
-fn made_of(params: &Params, inputs: &Inputs) -> impl Serialize {
+fn made_of(
+    params: &Params,
+    inputs: &Inputs,
+    device: Option<&dyn kernels::cuda::Device>,
+) -> impl Serialize + use<> {
     let params = Params { target_tokens: None, n_documents: None, batch: 0, ..params.clone() };
     let digest = |port| inputs.many(port).first().map(|input| input.digest);
-    (params, ["model", "tokenizer", "seeds"].map(digest))
+    device::bound(device, (params, ["model", "tokenizer", "seeds"].map(digest)))
 }
 
 /// Fails unless the decision in `dir` lets the run go on.

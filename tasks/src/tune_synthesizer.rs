@@ -24,6 +24,7 @@ use serde::{Deserialize, Serialize};
 use crate::cost::{self, fact, figure, unit};
 use crate::format::pairs::Pairs;
 use crate::lm::optimizer::{LearningRate, Parametrization, Shape};
+use crate::lm::reader::Losses;
 use crate::lm::snapshots::{self, Snapshots};
 use crate::lm::trainer::choices::{self, Choices, check_numbers};
 use crate::lm::trainer::{self, Observer, Trainer};
@@ -218,6 +219,7 @@ impl Task for TuneSynthesizer {
     const REVISION: u32 = 3;
     const SUMMARY: &'static str = "tunes a model to write a document given a related one";
     const DETERMINISM: Determinism = Determinism::BitwisePerDevice;
+    const USES_DEVICE: bool = true;
     const INPUTS: &'static [Port] = &[
         Port::one("model", "model", "the pretrained model to start from"),
         Port::optional("snapshots", "models", "its snapshots, for the param `snapshot`"),
@@ -320,9 +322,7 @@ impl Task for TuneSynthesizer {
             selected.n_too_long
         ));
         let pool = Pool::new(ctx.n_threads());
-        let mut heldout = Heldout::new(&selected.heldout, &tokens, weights.config());
-        let before = heldout.measure(ctx, &pool, &weights)?;
-
+        let heldout = Heldout::new(&selected.heldout, &tokens);
         let (n_pairs, n_seeds, n_too_long) =
             (selected.n_pairs(), selected.n_seeds(), selected.n_too_long);
         let batching = params.batching().map_err(|error| Failure::permanent(error.to_string()))?;
@@ -330,13 +330,15 @@ impl Task for TuneSynthesizer {
         let n_steps = params.n_steps(n_pairs as u64, batch_pairs);
         let steps = PairSteps::new(selected, tokens, batch_pairs, n_steps, params.seed, context);
         let recipe = params.choices().recipe(params.rate(n_steps));
-        let heldout_bytes = Heldout::bytes(weights.config());
-        let trainer = Trainer::new(ctx, &pool, recipe, weights, &steps, heldout_bytes)?;
+        let scored = Heldout::tokens_max(weights.config());
+        let mut trainer = Trainer::new(ctx, &pool, recipe, weights, &steps, scored)?;
+        let before = heldout.measure(ctx, trainer.losses())?;
         let dir = ctx.out(snapshots::FOLDER)?;
         let snapshots = Snapshots::new(&params.snapshots, n_steps, dir, &tokenizer);
-        let mut watcher = Watcher { heldout: &mut heldout, snapshots };
-        let (weights, points, summary) = trainer.run(ctx, &steps, &mut watcher)?;
-        let after = heldout.measure(ctx, &pool, &weights)?;
+        let mut watcher = Watcher { heldout: &heldout, snapshots };
+        let (points, summary) = trainer.run(ctx, &steps, &mut watcher)?;
+        let after = heldout.measure(ctx, trainer.losses())?;
+        let weights = trainer.into_weights()?;
 
         let training = Training { task: Self::KIND, params, summary: &summary };
         trainer::publish(&ctx.out("model")?, &weights, &tokenizer, &training, &points)?;
@@ -397,7 +399,7 @@ fn check_tokenizer(model: &Path, tokenizer: &Path) -> Result<(), Failure> {
 
 /// Writes snapshots, and measures the held-out pairs at the points of the curve.
 struct Watcher<'a> {
-    heldout: &'a mut Heldout,
+    heldout: &'a Heldout,
     snapshots: Snapshots,
 }
 
@@ -405,10 +407,13 @@ impl Observer for Watcher<'_> {
     fn heldout_loss(
         &mut self,
         ctx: &Context,
-        pool: &Pool,
-        weights: &Weights,
+        losses: &mut dyn Losses,
     ) -> Result<Option<f64>, Failure> {
-        Ok(self.heldout.measure(ctx, pool, weights)?.map(|losses| losses.right))
+        Ok(self.heldout.measure(ctx, losses)?.map(|losses| losses.right))
+    }
+
+    fn wants(&self, step: u64) -> bool {
+        self.snapshots.wants(step)
     }
 
     fn after_step(&mut self, _ctx: &Context, step: u64, weights: &Weights) -> Result<(), Failure> {

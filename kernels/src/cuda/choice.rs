@@ -82,6 +82,20 @@ pub struct Facts {
     pub gpus: Vec<GpuFacts>,
 }
 
+/// What a node asks of a GPU's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Need {
+    /// Bytes that must be free.
+    pub bytes: u64,
+    /// What makes it less.
+    pub remedy: &'static str,
+}
+
+impl Need {
+    /// Nothing that is known before.
+    pub const NOTHING: Self = Self { bytes: 0, remedy: "" };
+}
+
 /// A device, and what to tell of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Choice {
@@ -115,33 +129,33 @@ fn refuse<T>(reason: impl Into<String>, remedy: impl Into<String>) -> Result<T, 
     Err(Refusal { reason: reason.into(), remedy: remedy.into() })
 }
 
-/// Chooses a device that has `needed_bytes` free.
+/// Chooses a device that has free what is needed.
 ///
 /// `auto` takes the usable GPU with most free memory, and the CPU when there is none; the reason is
 /// to be said aloud. `cuda:N` is that GPU or a refusal: never silently another device.
 ///
 /// # Errors
 /// When `request` names a GPU that cannot be used.
-pub fn choose(request: Request, facts: &Facts, needed_bytes: u64) -> Result<Choice, Refusal> {
+pub fn choose(request: Request, facts: &Facts, need: Need) -> Result<Choice, Refusal> {
     match request {
         Request::Cpu => Ok(Choice::Cpu { reason: "`cpu` was asked for".to_owned() }),
         Request::Gpu(index) => {
             software(facts)?;
-            usable(facts, index, needed_bytes)
+            usable(facts, index, need)
         }
         Request::Auto => {
-            let choice = software(facts).and_then(|()| best(facts, needed_bytes));
+            let choice = software(facts).and_then(|()| best(facts, need));
             Ok(choice.unwrap_or_else(|refusal| Choice::Cpu { reason: refusal.reason }))
         }
     }
 }
 
-fn best(facts: &Facts, needed_bytes: u64) -> Result<Choice, Refusal> {
+fn best(facts: &Facts, need: Need) -> Result<Choice, Refusal> {
     let mut order: Vec<u32> = (0..facts.gpus.len() as u32).collect();
     order.sort_by_key(|&i| (std::cmp::Reverse(facts.gpus[i as usize].free_bytes), i));
     let mut first_refusal = None;
     for index in order {
-        match usable(facts, index, needed_bytes) {
+        match usable(facts, index, need) {
             Ok(choice) => return Ok(choice),
             Err(refusal) => first_refusal = first_refusal.or(Some(refusal)),
         }
@@ -199,7 +213,7 @@ fn software(facts: &Facts) -> Result<(), Refusal> {
 }
 
 /// Whether one GPU can be used.
-fn usable(facts: &Facts, index: u32, needed_bytes: u64) -> Result<Choice, Refusal> {
+fn usable(facts: &Facts, index: u32, need: Need) -> Result<Choice, Refusal> {
     let Some(gpu) = facts.gpus.get(index as usize) else {
         let n = facts.gpus.len();
         return refuse(
@@ -228,15 +242,15 @@ fn usable(facts: &Facts, index: u32, needed_bytes: u64) -> Result<Choice, Refusa
         );
     };
     let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
-    if needed_bytes > *free {
+    if need.bytes > *free {
         return refuse(
             format!(
                 "cuda:{index} ({name}) has {:.1} of {:.1} GiB free, and {:.1} are needed",
                 gib(*free),
                 gib(*memory_bytes),
-                gib(needed_bytes)
+                gib(need.bytes)
             ),
-            "lower `micro_batch_tokens`, choose a smaller `arch`, or free the GPU",
+            format!("{}, or free the GPU", need.remedy),
         );
     }
     let used = memory_bytes.saturating_sub(*free);
@@ -276,6 +290,10 @@ mod tests {
 
     const GIB: u64 = 1 << 30;
 
+    fn need(gib: u64) -> Need {
+        Need { bytes: gib * GIB, remedy: "lower `micro_batch_tokens`" }
+    }
+
     fn h200(free_gib: u64) -> GpuFacts {
         GpuFacts {
             name: "NVIDIA H200".to_owned(),
@@ -298,14 +316,14 @@ mod tests {
 
     /// `auto` says why it takes the CPU; `cuda:0` refuses for the same reason.
     fn check_no_gpu(facts: &Facts, reason: &str, remedy: &str) {
-        match choose(Request::Auto, facts, GIB) {
+        match choose(Request::Auto, facts, need(1)) {
             Ok(Choice::Cpu { reason: said }) => assert!(said.contains(reason), "{said}"),
             other => panic!("{other:?}"),
         }
-        let refusal = choose(Request::Gpu(0), facts, GIB).unwrap_err();
+        let refusal = choose(Request::Gpu(0), facts, need(1)).unwrap_err();
         assert!(refusal.reason.contains(reason), "{refusal:?}");
         assert!(refusal.remedy.contains(remedy), "{refusal:?}");
-        assert!(matches!(choose(Request::Cpu, facts, GIB), Ok(Choice::Cpu { .. })));
+        assert!(matches!(choose(Request::Cpu, facts, need(1)), Ok(Choice::Cpu { .. })));
     }
 
     #[test]
@@ -338,7 +356,7 @@ mod tests {
     fn the_architecture_is_the_gpus_own_or_one_that_it_runs() {
         let check = |capability, expected: &str, n_notes| {
             let facts = machine(vec![GpuFacts { capability, ..h200(140) }]);
-            match choose(Request::Gpu(0), &facts, GIB).unwrap() {
+            match choose(Request::Gpu(0), &facts, need(1)).unwrap() {
                 Choice::Gpu { index: 0, arch, notes } => {
                     assert_eq!((arch.as_str(), notes.len()), (expected, n_notes), "{notes:?}");
                 }
@@ -356,7 +374,7 @@ mod tests {
     #[test]
     fn of_two_gpus_auto_takes_the_freer_and_a_name_means_that_one() {
         let facts = machine(vec![h200(30), h200(120)]);
-        let index = |request, needed_gib: u64| match choose(request, &facts, needed_gib * GIB) {
+        let index = |request, needed_gib: u64| match choose(request, &facts, need(needed_gib)) {
             Ok(Choice::Gpu { index, notes, .. }) => Ok((index, notes.len())),
             Ok(Choice::Cpu { reason }) | Err(Refusal { reason, .. }) => Err(reason),
         };

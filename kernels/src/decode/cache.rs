@@ -35,17 +35,22 @@ impl Shape {
     }
 }
 
-/// Pages of keys and values.
-pub struct Cache {
-    shape: Shape,
-    pages: Vec<Box<[Line]>>,
-    /// How many sequences hold each page.
+/// Which sequences hold which pages, wherever their numbers are.
+pub struct Pages {
+    /// How many sequences hold each page that was ever taken.
     holders: Vec<u32>,
     free: Vec<u32>,
-    n_pages_max: usize,
+    n_max: usize,
 }
 
-/// The pages of one sequence. Give it back with [`Cache::release`].
+/// Pages of keys and values in this machine's memory.
+pub struct Cache {
+    shape: Shape,
+    data: Vec<Box<[Line]>>,
+    pages: Pages,
+}
+
+/// The pages of one sequence. Give it back with `release`.
 #[derive(Debug)]
 pub struct Sequence {
     pub(super) pages: Vec<u32>,
@@ -53,6 +58,11 @@ pub struct Sequence {
 }
 
 impl Sequence {
+    /// Its pages, in order.
+    pub fn pages(&self) -> &[u32] {
+        &self.pages
+    }
+
     /// Positions that have room, whether written or not.
     pub fn len(&self) -> usize {
         self.len
@@ -68,11 +78,76 @@ impl Sequence {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Full;
 
+impl Pages {
+    /// At most `n_max` pages, none of them taken.
+    pub fn new(n_max: usize) -> Self {
+        Self { holders: Vec::new(), free: Vec::new(), n_max }
+    }
+
+    /// A sequence without positions.
+    pub fn start(&self) -> Sequence {
+        Sequence { pages: Vec::new(), len: 0 }
+    }
+
+    /// Makes room for `n` more positions.
+    ///
+    /// # Errors
+    /// [`Full`] when there are not enough pages; the sequence is then unchanged.
+    pub fn extend(&mut self, sequence: &mut Sequence, n: usize) -> Result<(), Full> {
+        let n_new = (sequence.len + n).div_ceil(PAGE) - sequence.pages.len();
+        if n_new > self.free.len() + self.n_max - self.holders.len() {
+            return Err(Full);
+        }
+        sequence.pages.extend((0..n_new).map(|_| self.take()));
+        sequence.len += n;
+        Ok(())
+    }
+
+    /// A sequence that begins with all positions of `sequence`, and, when the last page is partly
+    /// filled, that page and the new one into which it is to be copied.
+    ///
+    /// # Errors
+    /// [`Full`] when there is no page for that copy.
+    pub fn fork(&mut self, sequence: &Sequence) -> Result<(Sequence, Option<[u32; 2]>), Full> {
+        let (n_shared, rest) = (sequence.len / PAGE, sequence.len % PAGE);
+        let mut fork =
+            Sequence { pages: sequence.pages[..n_shared].to_vec(), len: n_shared * PAGE };
+        let mut copy = None;
+        if rest > 0 {
+            self.extend(&mut fork, rest)?;
+            copy = Some([sequence.pages[n_shared], fork.pages[n_shared]]);
+        }
+        for &page in &fork.pages[..n_shared] {
+            self.holders[page as usize] += 1;
+        }
+        Ok((fork, copy))
+    }
+
+    /// Gives up a sequence; pages that no other sequence holds become free.
+    pub fn release(&mut self, sequence: Sequence) {
+        for page in sequence.pages {
+            let holders = &mut self.holders[page as usize];
+            *holders -= 1;
+            if *holders == 0 {
+                self.free.push(page);
+            }
+        }
+    }
+
+    fn take(&mut self) -> u32 {
+        let page = self.free.pop().unwrap_or_else(|| {
+            self.holders.push(0);
+            self.holders.len() as u32 - 1
+        });
+        self.holders[page as usize] = 1;
+        page
+    }
+}
+
 impl Cache {
     /// A cache of at most `n_pages_max` pages, allocated as they are needed.
     pub fn new(shape: Shape, n_pages_max: usize) -> Self {
-        let (pages, holders, free) = (Vec::new(), Vec::new(), Vec::new());
-        Self { shape, pages, holders, free, n_pages_max }
+        Self { shape, data: Vec::new(), pages: Pages::new(n_pages_max) }
     }
 
     /// Pages that `n_positions` take.
@@ -90,22 +165,18 @@ impl Cache {
         self.shape
     }
 
-    /// A sequence without positions.
+    /// As [`Pages::start`].
     pub fn start(&self) -> Sequence {
-        Sequence { pages: Vec::new(), len: 0 }
+        self.pages.start()
     }
 
-    /// Makes room for `n` more positions.
+    /// As [`Pages::extend`].
     ///
     /// # Errors
     /// [`Full`] when there are not enough pages; the sequence is then unchanged.
     pub fn extend(&mut self, sequence: &mut Sequence, n: usize) -> Result<(), Full> {
-        let n_new = Self::pages_for(sequence.len + n) - sequence.pages.len();
-        if n_new > self.free.len() + self.n_pages_max - self.pages.len() {
-            return Err(Full);
-        }
-        sequence.pages.extend((0..n_new).map(|_| self.take()));
-        sequence.len += n;
+        self.pages.extend(sequence, n)?;
+        self.allocate();
         Ok(())
     }
 
@@ -114,66 +185,49 @@ impl Cache {
     /// # Errors
     /// [`Full`] when the partly filled last page cannot be copied.
     pub fn fork(&mut self, sequence: &Sequence) -> Result<Sequence, Full> {
-        let (n_shared, rest) = (sequence.len / PAGE, sequence.len % PAGE);
-        let mut fork =
-            Sequence { pages: sequence.pages[..n_shared].to_vec(), len: n_shared * PAGE };
-        if rest > 0 {
-            self.extend(&mut fork, rest)?;
-            let [source, copy] =
-                [sequence, &fork].map(|sequence| sequence.pages[n_shared] as usize);
+        let (fork, copy) = self.pages.fork(sequence)?;
+        self.allocate();
+        if let Some(pages) = copy {
             let [source, copy] = self
-                .pages
-                .get_disjoint_mut([source, copy])
+                .data
+                .get_disjoint_mut(pages.map(|page| page as usize))
                 .expect("a page just taken differs from one in use");
             copy.copy_from_slice(source);
-        }
-        for &page in &fork.pages[..n_shared] {
-            self.holders[page as usize] += 1;
         }
         Ok(fork)
     }
 
-    /// Gives up a sequence; pages that no other sequence holds become free.
+    /// As [`Pages::release`].
     pub fn release(&mut self, sequence: Sequence) {
-        for page in sequence.pages {
-            let holders = &mut self.holders[page as usize];
-            *holders -= 1;
-            if *holders == 0 {
-                self.free.push(page);
-            }
-        }
+        self.pages.release(sequence);
     }
 
     /// Whether one sequence alone holds a page, so that it may be written.
     pub(super) fn is_private(&self, page: u32) -> bool {
-        self.holders[page as usize] == 1
+        self.pages.holders[page as usize] == 1
+    }
+
+    /// Takes memory for the pages that were taken for the first time.
+    fn allocate(&mut self) {
+        let page = || vec![Line([0.0; 16]); self.shape.page_lines()].into_boxed_slice();
+        self.data.resize_with(self.pages.holders.len(), page);
     }
 
     /// The lines of one head of a page.
     pub(super) fn head(&self, page: u32, layer: usize, kv_head: usize) -> &[Line] {
         let (first, n) = self.head_range(layer, kv_head);
-        &self.pages[page as usize][first..first + n]
+        &self.data[page as usize][first..first + n]
     }
 
     /// As [`Self::head`], to write.
     pub(super) fn head_mut(&mut self, page: u32, layer: usize, kv_head: usize) -> &mut [Line] {
         let (first, n) = self.head_range(layer, kv_head);
-        &mut self.pages[page as usize][first..first + n]
+        &mut self.data[page as usize][first..first + n]
     }
 
     fn head_range(&self, layer: usize, kv_head: usize) -> (usize, usize) {
         let n = self.shape.head_lines();
         ((layer * self.shape.n_kv_heads + kv_head) * n, n)
-    }
-
-    fn take(&mut self) -> u32 {
-        let page = self.free.pop().unwrap_or_else(|| {
-            self.pages.push(vec![Line([0.0; 16]); self.shape.page_lines()].into_boxed_slice());
-            self.holders.push(0);
-            self.pages.len() as u32 - 1
-        });
-        self.holders[page as usize] = 1;
-        page
     }
 }
 
@@ -200,7 +254,7 @@ mod tests {
         cache.release(prompt);
         assert!(cache.is_private(fork.pages[0]));
         cache.release(fork);
-        assert_eq!(cache.free.len(), 5);
+        assert_eq!(cache.pages.free.len(), 5);
     }
 
     #[test]

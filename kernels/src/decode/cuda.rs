@@ -57,6 +57,27 @@ impl LayerCache {
         n_pages * PAGE * heads.kv_width()
     }
 
+    /// Copies page `from` to page `to`.
+    ///
+    /// # Errors
+    /// When the device fails.
+    ///
+    /// # Panics
+    /// When there are no such pages.
+    pub fn copy_page(
+        &self,
+        device: &dyn Device,
+        heads: Heads,
+        [from, to]: [u32; 2],
+    ) -> Result<(), Error> {
+        let page =
+            |page: u32| Self::len_of(heads, page as usize)..Self::len_of(heads, page as usize + 1);
+        for all in [&self.keys, &self.values] {
+            all.slice(page(to)).copy_from(device, &all.slice(page(from)))?;
+        }
+        Ok(())
+    }
+
     fn check(&self, heads: Heads) -> usize {
         heads.check();
         assert!(matches!(heads.head_dim, 64 | 128), "there is no kernel for {}", heads.head_dim);

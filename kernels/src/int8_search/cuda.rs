@@ -91,6 +91,13 @@ impl DeviceRows {
     }
 }
 
+/// Bytes of device memory to search `n_values` rows for `n_queries` at a time.
+pub fn bytes(n_queries: usize, n_values: usize, columns: usize) -> u64 {
+    let row = columns.next_multiple_of(SLICE) + size_of::<f32>();
+    let bucket = CAPACITY * size_of::<u64>() + 3 * size_of::<u32>();
+    ((n_queries + n_values) * row + n_queries.min(BATCH) * bucket) as u64
+}
+
 /// [`super::search`] on a device.
 ///
 /// # Errors

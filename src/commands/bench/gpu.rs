@@ -10,11 +10,13 @@ use std::fs;
 use std::sync::Arc;
 use std::time::Instant;
 
+use engine::task::Failure;
 use serde_json::{Value, json};
 use tasks::cuda::choice::{Choice, Request};
 use tasks::cuda::gpu::probe;
 use tasks::cuda::parity::{self, Effort};
-use tasks::cuda::{self, Device, Gpu, choice, compile, speed};
+use tasks::cuda::{Device, Gpu, choice, compile, speed};
+use tasks::device::failure;
 use tasks::lm::device::bench as training;
 
 use crate::cli::{GpuArgs, GpuPart};
@@ -66,7 +68,7 @@ pub(crate) fn run(args: &GpuArgs, printer: Printer) -> Result<ExitStatus> {
         printer.talk(format!("{part:?}"));
         let measured = measure(part, &device, &found, index);
         if let Err(error) = &measured {
-            printer.talk(format!("{part:?} fails: {error}"));
+            printer.talk(format!("{part:?} fails: {}", error.message));
         }
         note(&mut found, part, measured);
         printer.talk(format!("{part:?} took {:.0} s", started.elapsed().as_secs_f64()));
@@ -87,8 +89,8 @@ pub(crate) fn run(args: &GpuArgs, printer: Printer) -> Result<ExitStatus> {
 
 /// Puts a part's figures beside the others, or why there are none: what was measured before and what
 /// can be measured after is not lost.
-fn note(found: &mut Value, part: GpuPart, measured: Result<Value, cuda::Error>) {
-    let value = measured.unwrap_or_else(|error| json!({ "failed": error.to_string() }));
+fn note(found: &mut Value, part: GpuPart, measured: Result<Value, Failure>) {
+    let value = measured.unwrap_or_else(|error| json!({ "failed": error.message }));
     found[name_of(part)] = value;
 }
 
@@ -120,7 +122,7 @@ fn open(request: Request, facts: &choice::Facts) -> Result<(Gpu, u32)> {
     let none = |reason: String, remedy: &str| {
         Err(Error::usage(format!("there is no GPU to measure: {reason}")).help(remedy))
     };
-    match choice::choose(request, facts, 0) {
+    match choice::choose(request, facts, choice::Need::NOTHING) {
         Ok(Choice::Gpu { index, arch, .. }) => {
             let gpu = Gpu::open(index, arch, &compile::cache_dir())
                 .map_err(|error| Error::usage(format!("the GPU does not work: {error}")))?;
@@ -136,11 +138,13 @@ fn measure(
     device: &Arc<dyn Device>,
     found: &Value,
     index: u32,
-) -> Result<Value, cuda::Error> {
+) -> Result<Value, Failure> {
     Ok(match part {
         GpuPart::Parity => parity_of(&**device, Effort::Full),
         GpuPart::Small => parity_of(&**device, Effort::Emulated),
-        GpuPart::Speed => speed::measure(&**device)?.iter().map(speed_row).collect(),
+        GpuPart::Speed => {
+            speed::measure(&**device).map_err(failure)?.iter().map(speed_row).collect()
+        }
         GpuPart::Torch => peers::torch(),
         GpuPart::Sanitizer => peers::sanitizer(index),
         GpuPart::Training => train(device, found)?,
@@ -194,7 +198,7 @@ fn speed_row(speed: &speed::Speed) -> Value {
     })
 }
 
-fn train(device: &Arc<dyn Device>, found: &Value) -> Result<Value, cuda::Error> {
+fn train(device: &Arc<dyn Device>, found: &Value) -> Result<Value, Failure> {
     let Some(trained) = training::train(Arc::clone(device), N_TRAINING_STEPS)? else {
         return Ok(
             json!({ "skipped": "the model and one row do not fit in the GPU's free memory" }),
@@ -216,8 +220,8 @@ fn train(device: &Arc<dyn Device>, found: &Value) -> Result<Value, cuda::Error> 
     }))
 }
 
-fn generate(device: &Arc<dyn Device>) -> Result<Value, cuda::Error> {
-    let Some(made) = training::generate(device, N_SLOTS, GENERATED)? else {
+fn generate(device: &Arc<dyn Device>) -> Result<Value, Failure> {
+    let Some(made) = training::generate(device, N_SLOTS, GENERATED).map_err(failure)? else {
         return Ok(
             json!({ "skipped": "the model and one text do not fit in the GPU's free memory" }),
         );
@@ -233,7 +237,7 @@ fn generate(device: &Arc<dyn Device>) -> Result<Value, cuda::Error> {
     }))
 }
 
-fn curve(device: &Arc<dyn Device>) -> Result<Value, cuda::Error> {
+fn curve(device: &Arc<dyn Device>) -> Result<Value, Failure> {
     let n_threads = settings::n_threads(None) as usize;
     let config = training::curve_config();
     let losses =
@@ -261,8 +265,8 @@ mod tests {
         let mut found = json!({ "gpu": "a GPU" });
         note(&mut found, GpuPart::Parity, Ok(json!({ "checks": 3, "wrong": 0, "cases": [] })));
         assert!(!is_wrong(&found));
-        let error = cuda::Error::OutOfMemory { needed_bytes: 9, free_bytes: 8 };
-        note(&mut found, GpuPart::Training, Err(error));
+        let error = tasks::cuda::Error::OutOfMemory { needed_bytes: 9, free_bytes: 8 };
+        note(&mut found, GpuPart::Training, Err(failure(error)));
         note(&mut found, GpuPart::Generation, Ok(json!({ "tokens_per_s": 8300.0 })));
         assert_eq!(found["parity"]["checks"], 3);
         assert_eq!(found["generation"]["tokens_per_s"], 8300.0);

@@ -16,9 +16,10 @@ use serde::{Deserialize, Serialize};
 use super::Params;
 use super::rows::{self, Rows, Span};
 use crate::decode::Codec;
+use crate::device;
 use crate::format::tokens::Tokens;
 use crate::lm::folder::{FolderTokenizer, check_vocabulary};
-use crate::lm::forward::Forward;
+use crate::lm::reader::Reader;
 use crate::lm::{Weights, hf};
 use crate::tokenizer::{BOS, EOS};
 
@@ -48,30 +49,32 @@ pub(super) fn external(path: &str) -> Vec<String> {
         .collect()
 }
 
-/// Embeds every document.
+/// Embeds every document; whether a GPU does.
 pub(super) fn rows(
     ctx: &Context,
+    pool: &Pool,
     params: &Params,
     inputs: &Inputs,
     documents: &Tokens,
-) -> Result<Rows, Failure> {
+) -> Result<(Rows, bool), Failure> {
     let source = Source::open(ctx, params, inputs, documents)?;
     let embedder = Embedder::new(&source.weights, params)?;
+    let capacity = BATCH_TOKENS.max(embedder.n_tokens_max);
+    let device = device::open(ctx, &Reader::work(source.weights.config(), capacity))?;
     let made_of = (source.digest(ctx, inputs, documents), params.pooling, embedder.limits());
+    let made_of = device::bound(device.as_deref(), made_of);
     let item = |span: Span| {
         let (name, weight) = (span.name(), span.weight());
         Item::new(name, &(&made_of, span.digest), span).weight(weight)
     };
     let items = rows::spans(documents, SPAN_TOKENS).into_iter().map(item).collect();
-    let begin = |n_threads| {
-        let n_tokens = BATCH_TOKENS.max(embedder.n_tokens_max);
-        Ok((Pool::new(n_threads), Forward::new(source.weights.config(), n_tokens)))
-    };
+    // One worker has all threads, and so the pool.
+    let begin = |_| Reader::new(device.clone(), pool, &source.weights, capacity);
     let results = ctx.stage("states", "documents").alone().last().each_with(
         items,
         begin,
-        |(pool, forward), span, item| {
-            let (rows, n_cut) = embedder.embed(pool, forward, documents, &source, (span, item))?;
+        |reader, span, item| {
+            let (rows, n_cut) = embedder.embed(reader, documents, &source, (span, item))?;
             rows::leave(item.dir(), &rows)?;
             Ok(n_cut)
         },
@@ -82,7 +85,8 @@ pub(super) fn rows(
         n_cut += result.value;
         dirs.push(result.dir);
     }
-    Ok(Rows { source: rows::Source::Parts(dirs), dim: embedder.dim, n_cut })
+    let rows = Rows { source: rows::Source::Parts(dirs), dim: embedder.dim, n_cut };
+    Ok((rows, device.is_some()))
 }
 
 /// A model, and how documents become its ids.
@@ -211,8 +215,7 @@ impl<'a> Embedder<'a> {
     /// The rows of a run of documents, and how many were longer than the limit.
     fn embed(
         &self,
-        pool: &Pool,
-        forward: &mut Forward,
+        reader: &mut Reader<'_>,
         documents: &Tokens,
         source: &Source,
         (span, item): (&Span, &ItemContext<'_>),
@@ -226,7 +229,7 @@ impl<'a> Embedder<'a> {
             let is_full = i == end || n_tokens + ids.len() > BATCH_TOKENS;
             if is_full && !batch.is_empty() {
                 item.check_cancelled()?;
-                rows.extend(self.batch(pool, forward, &batch));
+                rows.extend(self.batch(reader, &batch)?);
                 (batch, n_tokens) = (Vec::new(), 0);
                 item.progress((i - start) as u64);
             }
@@ -250,10 +253,9 @@ impl<'a> Embedder<'a> {
     /// The vectors of some documents, one after another, not yet of unit length.
     pub(super) fn batch(
         &self,
-        pool: &Pool,
-        forward: &mut Forward,
+        reader: &mut Reader<'_>,
         documents: &[Vec<u32>],
-    ) -> Vec<f32> {
+    ) -> Result<Vec<f32>, Failure> {
         let (config, d) = (self.weights.config(), self.weights.config().d_model);
         let ids = documents.concat();
         let mut starts = Vec::with_capacity(ids.len());
@@ -262,11 +264,8 @@ impl<'a> Embedder<'a> {
             starts.resize(start + document.len(), start as u32);
         }
         // The states after the last block are normalized, as the output matrix would see them.
-        let states = if self.n_blocks == config.n_layers {
-            forward.hidden(pool, self.weights, &ids, &starts)
-        } else {
-            forward.residual(pool, self.weights, &ids, &starts, self.n_blocks)
-        };
+        let n_blocks = Some(self.n_blocks).filter(|n| *n < config.n_layers);
+        let states = reader.states(&ids, &starts, n_blocks)?;
         let mut rows = Vec::with_capacity(documents.len() * self.dim);
         let mut states = states.chunks_exact(d);
         for document in documents {
@@ -285,7 +284,7 @@ impl<'a> Embedder<'a> {
                 }
             }
         }
-        rows
+        Ok(rows)
     }
 }
 

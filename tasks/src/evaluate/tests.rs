@@ -9,6 +9,7 @@ use super::*;
 use crate::format::tokens::TokensWriter;
 use crate::lm::Config;
 use crate::lm::init::Init;
+use crate::lm::Forward;
 
 const VOCAB: usize = 50;
 const CONTEXT: usize = 16;

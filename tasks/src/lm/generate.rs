@@ -14,10 +14,11 @@ use std::sync::Arc;
 
 use engine::task::Failure;
 use kernels::Pool;
-use kernels::decode::{Row, Sequence};
+use kernels::decode::Sequence;
 use kernels::philox::Philox;
 use kernels::sampling::{self, NotFinite, Policy, Sampler};
 
+use super::Config;
 pub use decoder::Decoder;
 
 /// How the next token is chosen.
@@ -92,6 +93,40 @@ pub trait Driver {
     fn stepped(&mut self, n_tokens: usize) -> Result<ControlFlow<()>, Failure>;
 }
 
+/// A model that computes the next tokens of sequences, wherever it is. Its cache was planned for every
+/// sequence that [`generate`] holds at once.
+pub trait Decode: Send {
+    /// The model's shape.
+    fn config(&self) -> &Config;
+
+    /// A new sequence that holds `prompt`, and the logits after its last token.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn prefill(&mut self, pool: &Pool, prompt: &[u32]) -> Result<(Sequence, Vec<f32>), Failure>;
+
+    /// A sequence that begins with all positions of `sequence`.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn fork(&mut self, sequence: &Sequence) -> Result<Sequence, Failure>;
+
+    /// Gives up a sequence.
+    fn release(&mut self, sequence: Sequence);
+
+    /// Appends one token to each sequence; gives the logits after it, `[n, vocab_size]`, to be changed
+    /// at will.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn step(
+        &mut self,
+        pool: &Pool,
+        tokens: &[u32],
+        sequences: &mut [&mut Sequence],
+    ) -> Result<&mut [f32], Failure>;
+}
+
 /// A prompt whose keys and values are in the cache.
 struct Prefilled {
     prompt: Arc<[u32]>,
@@ -120,7 +155,7 @@ struct Slot {
 /// When `n_slots` is 0, or the decoder was planned for fewer than `n_slots + 1` sequences.
 pub fn generate(
     pool: &Pool,
-    decoder: &mut Decoder<'_>,
+    decoder: &mut dyn Decode,
     settings: &Settings,
     n_slots: usize,
     driver: &mut (impl Driver + Send),
@@ -133,7 +168,7 @@ pub fn generate(
         // The decoder may serve another call.
         let sequences = batch.slots.into_iter().map(|slot| slot.sequence);
         for sequence in sequences.chain(batch.prefilled.map(|prefilled| prefilled.sequence)) {
-            decoder.cache().release(sequence);
+            decoder.release(sequence);
         }
         done
     })
@@ -149,7 +184,7 @@ impl Batch<'_> {
     fn run(
         &mut self,
         pool: &Pool,
-        decoder: &mut Decoder<'_>,
+        decoder: &mut dyn Decode,
         n_slots: usize,
         driver: &mut impl Driver,
     ) -> Result<(), Failure> {
@@ -165,7 +200,7 @@ impl Batch<'_> {
             if self.slots.is_empty() {
                 return Ok(());
             }
-            self.step(pool, decoder);
+            self.step(pool, decoder)?;
             n_tokens += self.slots.len();
             for slot in (0..self.slots.len()).rev() {
                 self.take_finished(slot, decoder, driver)?;
@@ -180,7 +215,7 @@ impl Batch<'_> {
     fn start(
         &mut self,
         pool: &Pool,
-        decoder: &mut Decoder<'_>,
+        decoder: &mut dyn Decode,
         request: Request,
     ) -> Result<(), Failure> {
         let (n_prompt, context) = (request.prompt.len(), decoder.config().context);
@@ -191,9 +226,8 @@ impl Batch<'_> {
                 request.index, request.n_tokens_max
             )));
         }
-        let prefilled = self.prefill(pool, decoder, &request.prompt);
-        let sequence =
-            decoder.cache().fork(&prefilled.sequence).expect("the cache was planned for it");
+        let prefilled = self.prefill(pool, decoder, &request.prompt)?;
+        let sequence = decoder.fork(&prefilled.sequence)?;
         let mut logits = prefilled.logits.clone();
         let mut seen = Vec::new();
         if self.settings.repetition_penalty > 1.0 {
@@ -212,37 +246,29 @@ impl Batch<'_> {
     fn prefill(
         &mut self,
         pool: &Pool,
-        decoder: &mut Decoder<'_>,
+        decoder: &mut dyn Decode,
         prompt: &Arc<[u32]>,
-    ) -> &Prefilled {
+    ) -> Result<&Prefilled, Failure> {
         let prefilled = match self.prefilled.take() {
             Some(prefilled) if prefilled.prompt == *prompt => prefilled,
             other => {
                 if let Some(other) = other {
-                    decoder.cache().release(other.sequence);
+                    decoder.release(other.sequence);
                 }
-                let (sequence, last) = decoder.prefill(pool, prompt);
-                let logits = decoder.logits(pool, last, 1).to_vec();
+                let (sequence, logits) = decoder.prefill(pool, prompt)?;
                 Prefilled { prompt: Arc::clone(prompt), sequence, logits }
             }
         };
-        self.prefilled.insert(prefilled)
+        Ok(self.prefilled.insert(prefilled))
     }
 
     /// Computes and chooses the next token of every slot.
-    fn step(&mut self, pool: &Pool, decoder: &mut Decoder<'_>) {
-        for slot in &mut self.slots {
-            decoder.cache().extend(&mut slot.sequence, 1).expect("the cache was planned for it");
-        }
-        let tokens: Vec<u32> = self.slots.iter().map(|slot| slot.ids[slot.ids.len() - 1]).collect();
-        let rows: Vec<Row<'_>> = self
-            .slots
-            .iter()
-            .map(|slot| Row { sequence: &slot.sequence, position: slot.sequence.len() - 1 })
-            .collect();
-        decoder.step(pool, &tokens, &rows);
+    fn step(&mut self, pool: &Pool, decoder: &mut dyn Decode) -> Result<(), Failure> {
         let n_vocab = decoder.config().vocab_size;
-        let logits = decoder.logits(pool, 0, self.slots.len());
+        let tokens: Vec<u32> = self.slots.iter().map(|slot| slot.ids[slot.ids.len() - 1]).collect();
+        let mut sequences: Vec<&mut Sequence> =
+            self.slots.iter_mut().map(|slot| &mut slot.sequence).collect();
+        let logits = decoder.step(pool, &tokens, &mut sequences)?;
         let mut work: Vec<(&mut Slot, &mut [f32])> =
             self.slots.iter_mut().zip(logits.chunks_exact_mut(n_vocab)).collect();
         let settings = self.settings;
@@ -251,13 +277,14 @@ impl Batch<'_> {
                 slot.choose(logits, settings);
             }
         });
+        Ok(())
     }
 
     /// Hands over slot `slot` when its text ended with the token chosen last.
     fn take_finished(
         &mut self,
         slot: usize,
-        decoder: &mut Decoder<'_>,
+        decoder: &mut dyn Decode,
         driver: &mut impl Driver,
     ) -> Result<(), Failure> {
         let Slot { request, ids, chosen, .. } = &self.slots[slot];
@@ -272,7 +299,7 @@ impl Batch<'_> {
         let complete = ended || driver.is_complete(ids);
         if complete || ids.len() >= request.n_tokens_max {
             let mut slot = self.slots.swap_remove(slot);
-            decoder.cache().release(slot.sequence);
+            decoder.release(slot.sequence);
             if ended {
                 slot.ids.pop();
             }

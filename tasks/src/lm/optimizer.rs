@@ -95,31 +95,52 @@ impl RateScale {
     }
 }
 
+/// How parts are updated, on any device.
+#[derive(Clone, Copy, Debug)]
+pub struct Rule {
+    /// Decay of matrices per unit of learning rate; gains and the embedding table do not decay.
+    pub weight_decay: f64,
+    /// Longest gradient that is taken whole; infinite for none.
+    pub clip: f64,
+    /// How rates depend on width.
+    pub rate_scale: RateScale,
+}
+
+impl Rule {
+    /// What gradients of length `grad_norm` are multiplied by.
+    pub fn grad_scale(&self, grad_norm: f64) -> f32 {
+        (if grad_norm > self.clip { self.clip / grad_norm } else { 1.0 }) as f32
+    }
+
+    /// The step of a part at the learning rate `lr`.
+    pub fn settings(&self, part: &Part, lr: f64) -> AdamW {
+        let scale = self.rate_scale.of(part);
+        let lr = lr * scale;
+        // The decay of a step is that of the rate as stated, whatever the width.
+        let weight_decay = if part.kind.decays() { self.weight_decay / scale } else { 0.0 };
+        AdamW { lr, beta1: BETA1, beta2: BETA2, eps: EPS, weight_decay }
+    }
+}
+
 /// AdamW's moments.
 pub struct Optimizer {
     /// First moment, in arena order.
     pub first: Vec<f32>,
     /// Second moment, in arena order.
     pub second: Vec<f32>,
-    /// Decay of matrices per unit of learning rate; gains and the embedding table do not decay.
-    weight_decay: f64,
-    /// Longest gradient that is taken whole.
-    clip: f64,
-    rate_scale: RateScale,
+    rule: Rule,
 }
 
 impl Optimizer {
     /// Moments of zero for `weights`. `clip` is infinite for none.
     pub fn new(weights: &Weights, weight_decay: f64, clip: f64) -> Self {
-        let zeros = || vec![0.0; weights.data().len()];
-        let rate_scale = RateScale::STANDARD;
-        Self { first: zeros(), second: zeros(), weight_decay, clip, rate_scale }
+        Self::with_rule(weights, Rule { weight_decay, clip, rate_scale: RateScale::STANDARD })
     }
 
-    /// Makes learning rates depend on width.
-    #[must_use]
-    pub fn with_rate_scale(self, rate_scale: RateScale) -> Self {
-        Self { rate_scale, ..self }
+    /// Moments of zero for `weights`, updated by `rule`.
+    pub fn with_rule(weights: &Weights, rule: Rule) -> Self {
+        let zeros = || vec![0.0; weights.data().len()];
+        Self { first: zeros(), second: zeros(), rule }
     }
 
     /// The length of the whole gradient.
@@ -138,13 +159,9 @@ impl Optimizer {
         lr: f64,
         step: u64,
     ) {
-        let grad_scale = if grad_norm > self.clip { self.clip / grad_norm } else { 1.0 };
+        let grad_scale = self.rule.grad_scale(grad_norm);
         for part in weights.parts() {
-            let scale = self.rate_scale.of(&part);
-            let lr = lr * scale;
-            // The decay of a step is that of the rate as stated, whatever the width.
-            let weight_decay = if part.kind.decays() { self.weight_decay / scale } else { 0.0 };
-            let settings = AdamW { lr, beta1: BETA1, beta2: BETA2, eps: EPS, weight_decay };
+            let settings = self.rule.settings(&part, lr);
             let range = part.range;
             adamw::step(
                 pool,
@@ -154,7 +171,7 @@ impl Optimizer {
                 &mut self.second[range],
                 settings,
                 step,
-                grad_scale as f32,
+                grad_scale,
             );
         }
     }
@@ -194,8 +211,8 @@ mod tests {
             weights.data_mut().fill(1.0);
             let mut grads = Weights::zeros(weights.config());
             grads.data_mut().fill(if weight_decay > 0.0 { 0.0 } else { 1.0 });
-            let mut optimizer =
-                Optimizer::new(&weights, weight_decay, f64::INFINITY).with_rate_scale(rate_scale);
+            let rule = Rule { weight_decay, clip: f64::INFINITY, rate_scale };
+            let mut optimizer = Optimizer::with_rule(&weights, rule);
             optimizer.step(&pool, &mut weights, &grads, 1.0, 1e-2, 1);
             weights
         };

@@ -64,6 +64,11 @@ impl Snapshots {
         Self { due, dir, tokenizer: tokenizer.to_owned() }
     }
 
+    /// Whether any is due after `step` steps.
+    pub fn wants(&self, step: u64) -> bool {
+        self.due.iter().any(|(at, _)| *at == step)
+    }
+
     /// Writes what is due after `step` steps.
     ///
     /// # Errors

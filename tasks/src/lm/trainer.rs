@@ -1,7 +1,8 @@
 //! The training loop: batches in, weights out, resumable at every step.
 //!
 //! A run is a pure function of its recipe, its batches and its initial weights: stopped anywhere and
-//! resumed, it ends in the same bits. All state is the weights, two moments, and a small cursor.
+//! resumed on the same kind of device, it ends in the same bits. All state is the weights, two
+//! moments, and a small cursor, so a run can also go on on another device, which its summary tells.
 
 mod checkpoint;
 pub(crate) mod choices;
@@ -15,10 +16,13 @@ use kernels::Pool;
 use serde::Serialize;
 
 use super::batch::{Batch, Steps};
-use super::learner::{self, Learner};
+use super::device::{DeviceModel, Purpose};
+use super::learner::{self, Learner, Sizes};
 use super::memory::MemoryPlan;
 use super::optimizer::LearningRate;
-use super::{Weights, hf};
+use super::reader::Losses;
+use super::{Forward, Weights, hf};
+use crate::device;
 use checkpoint::{Bits, Cursor};
 
 /// Longest time between two progress reports.
@@ -68,16 +72,19 @@ pub trait Observer {
     /// The loss on held-out data, measured at each point of the curve.
     ///
     /// # Errors
-    /// When the attempt was cancelled.
+    /// When the attempt was cancelled, or the device fails.
     fn heldout_loss(
         &mut self,
         ctx: &Context,
-        pool: &Pool,
-        weights: &Weights,
+        losses: &mut dyn Losses,
     ) -> Result<Option<f64>, Failure>;
 
-    /// Called after every step with the number of steps done. What it writes must reach
-    /// [`Self::save`], because a resumed attempt starts with an empty output folder.
+    /// Whether [`Self::after_step`] is to be called after `step` steps.
+    fn wants(&self, step: u64) -> bool;
+
+    /// Called with the number of steps done, where it is wanted: on a GPU, the weights must be copied
+    /// for it. What it writes must reach [`Self::save`], because a resumed attempt starts with an
+    /// empty output folder.
     ///
     /// # Errors
     /// When the output cannot be written.
@@ -113,6 +120,23 @@ pub struct Summary {
     pub heldout_loss: Option<f64>,
     /// Floating-point operations, attention counted over what each token attends to.
     pub flop: f64,
+    /// What computed the steps, in order of first use; left out when that was the CPU alone.
+    #[serde(skip_serializing_if = "is_cpu_alone")]
+    pub devices: Vec<String>,
+}
+
+impl Summary {
+    /// Whether a GPU computed any step.
+    pub fn is_on_gpu(&self) -> bool {
+        !is_cpu_alone(&self.devices)
+    }
+}
+
+/// What the CPU is called among devices.
+const CPU: &str = "cpu";
+
+fn is_cpu_alone(devices: &[String]) -> bool {
+    devices.iter().all(|device| device == CPU)
 }
 
 /// A run in progress.
@@ -124,54 +148,70 @@ pub struct Trainer<'a> {
 }
 
 impl<'a> Trainer<'a> {
-    /// Plans and takes the memory to train `weights` on `steps`; `heldout_bytes` are taken by the
-    /// caller's own buffers and count in the plan.
+    /// Plans and takes the memory to train `weights` on `steps`, on the device that the node asks for;
+    /// at most `scored_tokens_max` tokens are scored at once for the observer, 0 when none are.
     ///
     /// # Errors
-    /// When the node was granted less memory than needed.
+    /// When the node was granted less memory than needed, or names a GPU that cannot be used.
     pub fn new(
         ctx: &Context,
         pool: &'a Pool,
         recipe: Recipe,
         weights: Weights,
         steps: &dyn Steps,
-        heldout_bytes: u64,
+        scored_tokens_max: usize,
     ) -> Result<Self, Failure> {
-        let capacity = recipe.step.micro_batch_tokens.max(steps.row_tokens_max());
-        let granted = ctx.memory_bytes();
-        let plan = MemoryPlan::training(weights.config(), capacity, heldout_bytes, granted);
-        ctx.info(format!(
-            "{} parameters, {} steps, {} tokens; memory: {plan}",
-            weights.config().n_parameters(),
+        let sizes = Sizes { row_tokens_max: steps.row_tokens_max(), scored_tokens_max };
+        let config = weights.config();
+        let about = format!(
+            "{} parameters, {} steps, {} tokens",
+            config.n_parameters(),
             steps.n_steps(),
             steps.n_tokens()
-        ));
-        plan.check(granted)?;
-        Ok(Self {
-            pool,
-            recipe,
-            learner: Learner::new(
-                pool,
-                recipe.step,
-                weights,
-                steps.row_tokens_max(),
-                plan.recompute,
-            ),
-            cursor: Cursor::default(),
-        })
+        );
+        let capacity = sizes.capacity_of_all(&recipe.step);
+        let work = DeviceModel::work(config, capacity, Purpose::Train);
+        let learner = if let Some(device) = device::open(ctx, &work)? {
+            let mib = work.planned_bytes.div_ceil(1 << 20);
+            ctx.info(format!("{about}; memory of {}: {mib} MiB", device.name()));
+            Learner::on_device(device, recipe.step, weights, sizes)?
+        } else {
+            let granted = ctx.memory_bytes();
+            let heldout_bytes =
+                if scored_tokens_max > 0 { Forward::bytes(config, scored_tokens_max) } else { 0 };
+            let capacity = sizes.capacity(&recipe.step);
+            let plan = MemoryPlan::training(config, capacity, heldout_bytes, granted);
+            ctx.info(format!("{about}; memory: {plan}"));
+            plan.check(granted)?;
+            Learner::new(pool, recipe.step, weights, sizes, plan.recompute)
+        };
+        Ok(Self { pool, recipe, learner, cursor: Cursor::default() })
+    }
+
+    /// The model, to score tokens by.
+    pub fn losses(&mut self) -> &mut dyn Losses {
+        &mut self.learner
+    }
+
+    /// The model as it is now.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn into_weights(self) -> Result<Weights, Failure> {
+        self.learner.into_weights()
     }
 
     /// Trains to the end, from the newest checkpoint when there is one.
     ///
     /// # Errors
     /// When the attempt was cancelled (after a checkpoint), the loss is not finite or rises beyond
-    /// the limit, or a file cannot be read or written.
+    /// the limit, a file cannot be read or written, or the device fails.
     pub fn run(
-        mut self,
+        &mut self,
         ctx: &Context,
         steps: &dyn Steps,
         observer: &mut dyn Observer,
-    ) -> Result<(Weights, Vec<Point>, Summary), Failure> {
+    ) -> Result<(Vec<Point>, Summary), Failure> {
         if let Some(checkpoint) = ctx.latest_checkpoint()? {
             self.restore(&checkpoint.dir)?;
             observer.restore(&checkpoint.dir)?;
@@ -200,9 +240,8 @@ impl<'a> Trainer<'a> {
             done?;
         }
         ctx.progress(steps.n_tokens(), steps.n_tokens(), "tokens");
-        let summary = self.summary();
         let points = self.cursor.points.iter().map(checkpoint::PointBits::point).collect();
-        Ok((self.learner.into_weights(), points, summary))
+        Ok((points, self.summary()))
     }
 
     fn one_step(
@@ -216,15 +255,16 @@ impl<'a> Trainer<'a> {
         steps.fill(step, batch);
         let sums = self.learner.gradients(batch, || ctx.check_cancelled())?;
         let lr = self.recipe.rate.at(step);
-        let grad_norm = self.learner.grad_norm();
+        let grad_norm = self.learner.grad_norm()?;
         let stride = steps.n_steps().div_ceil(N_METRIC_POINTS).max(1);
         let is_point = (step + 1).is_multiple_of(stride) || step + 1 == steps.n_steps();
         // A step without targets, such as a last one of a single token, teaches nothing.
         if sums.n_tokens > 0 {
             let loss = sums.nll / sums.n_tokens as f64;
             self.check_health(step, loss, grad_norm, batch)?;
-            self.learner.update(grad_norm, lr, step + 1);
+            self.learner.update(grad_norm, lr, step + 1)?;
             self.cursor.count(&sums, MEAN_WEIGHT);
+            self.cursor.note_device(self.learner.device().as_deref().unwrap_or(CPU));
             if is_point {
                 ctx.metric("loss", step + 1, loss);
                 ctx.metric("grad_norm", step + 1, grad_norm);
@@ -253,53 +293,53 @@ impl<'a> Trainer<'a> {
         if let Some(bytes) = engine::usage::resident_bytes() {
             ctx.metric("memory_mib", step, bytes as f64 / f64::from(1 << 20));
         }
-        if seconds >= MFU_AFTER_S {
+        let n_attended = self.cursor.n_attended - clock.started_attended;
+        let gflops = config.train_flop(n_tokens, n_attended) / seconds / 1e9;
+        if self.learner.device().is_some() {
+            // A GPU's peak is not measured in the middle of a run.
+            ctx.metric("tflops", step, gflops / 1e3);
+        } else if seconds >= MFU_AFTER_S {
             let peak = *clock
                 .peak_gflops
                 .get_or_insert_with(|| kernels::bench::peak_gflops(self.pool, MFU_PEAK_RUNS));
-            let n_attended = self.cursor.n_attended - clock.started_attended;
-            let gflops = config.train_flop(n_tokens, n_attended) / seconds / 1e9;
             ctx.metric("mfu", step, gflops / peak);
         }
     }
 
     /// Stops the run at a step that would spoil the weights, and says what is known of its cause.
     fn check_health(
-        &self,
+        &mut self,
         step: u64,
         loss: f64,
         grad_norm: f64,
         batch: &Batch,
     ) -> Result<(), Failure> {
+        let limit = self.recipe.loss_rise_max;
+        let mean = self.cursor.mean_loss.map(|Bits(mean)| mean);
+        let rises_from = mean.filter(|mean| loss > mean + limit);
+        let is_finite = loss.is_finite() && grad_norm.is_finite();
+        if is_finite && rises_from.is_none() {
+            return Ok(());
+        }
         let help =
             "lower the learning rate, lengthen the warm-up, or look at the documents of this step";
         let first = batch.ids().iter().take(8).collect::<Vec<_>>();
-        let seen = || {
-            format!(
-                "learning rate {:.3e}, {} tokens in the step, which begins with ids {first:?}; largest gradient {}",
-                self.recipe.rate.at(step),
-                batch.n_tokens(),
-                self.learner.worst_gradient()
-            )
-        };
-        if !(loss.is_finite() && grad_norm.is_finite()) {
-            return Err(Failure::permanent(format!(
-                "step {step} has loss {loss} and gradient norm {grad_norm} ({}); the weights are those of the step before",
-                seen()
+        let seen = format!(
+            "learning rate {:.3e}, {} tokens in the step, which begins with ids {first:?}; largest gradient {}",
+            self.recipe.rate.at(step),
+            batch.n_tokens(),
+            self.learner.worst_gradient()?
+        );
+        Err(match rises_from.filter(|_| is_finite) {
+            None => Failure::permanent(format!(
+                "step {step} has loss {loss} and gradient norm {grad_norm} ({seen}); the weights are those of the step before"
             ))
-            .help(help));
-        }
-        match self.cursor.mean_loss {
-            Some(Bits(mean)) if loss > mean + self.recipe.loss_rise_max => {
-                Err(Failure::permanent(format!(
-                    "step {step} has loss {loss:.3}, more than {} above its running mean of {mean:.3} ({}, gradient norm {grad_norm:.3e})",
-                    self.recipe.loss_rise_max,
-                    seen()
-                ))
-                .help(format!("{help}, or raise `loss_rise_max`")))
-            }
-            _ => Ok(()),
-        }
+            .help(help),
+            Some(mean) => Failure::permanent(format!(
+                "step {step} has loss {loss:.3}, more than {limit} above its running mean of {mean:.3} ({seen}, gradient norm {grad_norm:.3e})"
+            ))
+            .help(format!("{help}, or raise `loss_rise_max`")),
+        })
     }
 
     /// Measures and writes what is due after a step. Changes the cursor only at its end.
@@ -310,11 +350,13 @@ impl<'a> Trainer<'a> {
         observer: &mut dyn Observer,
     ) -> Result<(), Failure> {
         let (step, n_steps) = (self.cursor.step, steps.n_steps());
-        observer.after_step(ctx, step, self.learner.weights())?;
+        if observer.wants(step) {
+            observer.after_step(ctx, step, self.learner.weights()?)?;
+        }
         // Point `i` of `n` lies after step ceil(i n_steps / n), the last one at the end.
         let n_points = self.recipe.n_points.clamp(1, n_steps);
         if step * n_points / n_steps > (step - 1) * n_points / n_steps {
-            let heldout_loss = observer.heldout_loss(ctx, self.pool, self.learner.weights())?;
+            let heldout_loss = observer.heldout_loss(ctx, &mut self.learner)?;
             if let Some(loss) = heldout_loss {
                 ctx.metric("heldout_loss", step, loss);
             }
@@ -337,6 +379,7 @@ impl<'a> Trainer<'a> {
             loss: last.map_or(f64::NAN, |point| point.loss),
             heldout_loss: last.and_then(|point| point.heldout_loss),
             flop: config.train_flop(self.cursor.n_tokens, self.cursor.n_attended),
+            devices: self.cursor.devices.clone(),
         }
     }
 }
@@ -402,6 +445,3 @@ fn curve(points: &[Point]) -> String {
     }
     text
 }
-
-#[cfg(test)]
-mod tests;

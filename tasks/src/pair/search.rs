@@ -22,7 +22,9 @@ use serde::{Deserialize, Serialize};
 use super::choose::Chooser;
 use super::parts::{leave_hits, leave_lists, read_cut, read_hits, read_reach};
 use super::rows::{Gathered, digest_of_rows, quantization_error};
+use super::shelf::{self, Shelf};
 use super::{Method, Params};
+use crate::device;
 use crate::format::pairs::Pair;
 use crate::format::vectors::Vectors;
 
@@ -32,11 +34,6 @@ const STRETCH: usize = if cfg!(test) { 64 } else { 1 << 14 };
 const KEYS_EXACT: usize = STRETCH;
 /// Keys that go through lists together: enough that those of a block have lists in common.
 const KEYS_LISTS: usize = 8 * STRETCH;
-/// Multiply-adds of the exact search between two looks at the cancel token: below a second on one
-/// thread of any path.
-const STRIDE_MACS: usize = 8 << 30;
-/// Queries of a search call, a multiple of the kernel's work item.
-const STRIDE_QUERIES: usize = 256;
 /// Lists that every query scans.
 pub(crate) const N_FIRST: usize = 8;
 /// The calibration aims higher than asked by what a sample of a thousand documents may be off: two
@@ -45,6 +42,14 @@ pub(crate) const RECALL_SLACK: f64 = 0.003;
 
 /// Beside the pairs: how the search through lists did.
 pub(super) const AUDIT_FILE: &str = "audit.json";
+
+/// What a search found.
+pub(super) struct Found {
+    pub(super) pairs: Vec<Pair>,
+    /// Of the search through lists.
+    pub(super) audit: Option<Audit>,
+    pub(super) is_on_gpu: bool,
+}
 
 /// How the search through lists did.
 #[derive(Clone, Debug, Serialize)]
@@ -76,12 +81,12 @@ pub(super) fn nearest(
     ctx: &Context,
     params: &Params,
     (vectors, digest): (&Vectors, Digest),
-) -> Result<(Vec<Pair>, Option<Audit>), Failure> {
+) -> Result<Found, Failure> {
     let job = Job::new(ctx, params, vectors, digest)?;
     if params.method != Method::Ivf {
-        let tiles = job.exact(ctx)?;
+        let (tiles, is_on_gpu) = job.exact(ctx)?;
         let (pairs, _) = job.merge(ctx, KEYS_EXACT, &tiles, &[])?;
-        return Ok((pairs, None));
+        return Ok(Found { pairs, audit: None, is_on_gpu });
     }
     let (calibrates, audits) = job.sample();
     let lists = job.lists(ctx, &calibrates)?;
@@ -96,7 +101,7 @@ pub(super) fn nearest(
             audit.recall, params.recall
         ));
     }
-    Ok((pairs, Some(audit)))
+    Ok(Found { pairs, audit: Some(audit), is_on_gpu: false })
 }
 
 /// A key run times a shard of values.
@@ -235,19 +240,23 @@ impl<'a> Job<'a> {
         tiles.map(item).collect()
     }
 
-    /// Has every tile searched without leaving anything out.
-    fn exact(&self, ctx: &Context) -> Result<Vec<PathBuf>, Failure> {
+    /// Has every tile searched without leaving anything out; whether a GPU does. Its hits are the
+    /// CPU's bit for bit, so items are the same wherever they are made.
+    fn exact(&self, ctx: &Context) -> Result<(Vec<PathBuf>, bool), Failure> {
+        let n_values = self.params.shard_documents.min(self.n);
+        let sizes = [KEYS_EXACT.min(self.n), n_values, self.vectors.dim()];
+        let device = device::open(ctx, &shelf::work(sizes, self.search_everywhere().k))?;
         let items = self.tiles(KEYS_EXACT, |tile| {
             let (keys, values) = (self.made_of(&tile.keys), self.made_of(&tile.values));
             digest_of(&(self.params.k, self.floor.to_bits(), keys, values))
         });
         let begin = |n_threads| Ok((Pool::new(n_threads), None));
         let stage = ctx.stage("search", "documents times shards").alone().last();
-        let results = stage.each_with(items, begin, |(pool, packed), tile, item| {
-            let values =
-                keep(packed, &tile.values, || Ok(Values::pack(pool, self.rows(&tile.values))))?;
-            let macs = tile.values.len() * self.vectors.dim();
-            let stride = (STRIDE_MACS / macs).max(1).next_multiple_of(STRIDE_QUERIES);
+        let results = stage.each_with(items, begin, |(pool, shelf), tile, item| {
+            let values = keep(shelf, &tile.values, || {
+                Shelf::new(device.as_deref(), pool, self.rows(&tile.values))
+            })?;
+            let stride = values.stride(tile.keys.len());
             let mut hits = Vec::with_capacity(tile.keys.len());
             for first in tile.keys.clone().step_by(stride) {
                 item.check_cancelled()?;
@@ -255,12 +264,13 @@ impl<'a> Job<'a> {
                 let part = Tile { keys, values: tile.values.clone() };
                 let (rows, rescore) = (self.rows(&part.keys), self.rescore(&part));
                 let search = self.search(tile);
-                hits.extend(int8_search::search_rescored(pool, rows, values, search, rescore));
+                hits.extend(values.search(pool, rows, search, rescore)?);
                 item.progress(hits.len() as u64);
             }
             leave_hits(item.dir(), &hits)
         })?;
-        results.map(|result: Result<_, Failure>| Ok(result?.dir)).collect()
+        let tiles = results.map(|result: Result<_, Failure>| Ok(result?.dir));
+        Ok((tiles.collect::<Result<_, Failure>>()?, device.is_some()))
     }
 
     /// Has the lists of each shard of values found, and calibrated on sampled documents.

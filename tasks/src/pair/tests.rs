@@ -73,6 +73,37 @@ fn nearest_equals_brute_force() {
     }
 }
 
+/// A device searches the same integers, and the final scores are computed here.
+#[test]
+fn a_device_changes_no_bit() {
+    let bytes = |device: &str| {
+        let dir = tempfile::tempdir().unwrap();
+        let input = dir.path().join("in");
+        std::fs::create_dir(&input).unwrap();
+        write_vectors(&input, 131);
+        let mut bench = Bench::new(dir.path()).input("vectors", &input);
+        bench.device = device.to_owned();
+        let params = json!({ "k": 7, "threshold": 0.1, "shard_documents": 70 });
+        let outputs = bench.run::<Pair>(&params).unwrap();
+        let bytes = std::fs::read(bench.out("pairs").join("pairs.sbp")).unwrap();
+        (bytes, outputs.metrics.get("on_gpu").copied())
+    };
+    let (found, expected) = (bytes(&device::tests::emulated()), bytes("cpu"));
+    assert!(found.0 == expected.0);
+    assert_eq!((found.1, expected.1), (Some(1.0), None));
+    let lists = |device: &str| {
+        let dir = tempfile::tempdir().unwrap();
+        write_vectors(dir.path(), 40);
+        let mut bench = Bench::new(dir.path()).input("vectors", dir.path());
+        bench.device = device.to_owned();
+        let params = json!({ "method": "ivf", "k": 3, "threshold": -1.0 });
+        bench.run::<Pair>(&params).map(|_| ())
+    };
+    let failure = lists("cuda:0").unwrap_err();
+    assert!(failure.message.contains("methods other than `exact`"), "{}", failure.message);
+    lists("auto").unwrap();
+}
+
 /// Shards of values change nothing, and neither do threads, nor where the search was stopped.
 #[test]
 fn shards_threads_and_stops_change_nothing() {

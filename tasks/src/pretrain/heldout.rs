@@ -1,21 +1,19 @@
 //! The loss on held-out documents while a model trains.
 
 use engine::task::{Context, Failure};
-use kernels::Pool;
 
 use crate::format::tokens::Tokens;
+use crate::lm::Config;
 use crate::lm::batch::Batch;
-use crate::lm::forward::Forward;
-use crate::lm::{Config, Weights};
+use crate::lm::reader::Losses;
 use crate::tokenizer::{BOS, EOS};
 
 /// Most tokens of one forward pass.
 const FORWARD_TOKENS: usize = 1024;
 
-/// Held-out documents as rows, and the buffers to measure them.
+/// Held-out documents as rows.
 pub(crate) struct Heldout {
     batch: Batch,
-    forward: Forward,
 }
 
 impl Heldout {
@@ -50,26 +48,20 @@ impl Heldout {
         if batch.n_targets() == 0 {
             return Err(Failure::permanent("port `heldout` has no documents"));
         }
-        let forward = Forward::new(config, FORWARD_TOKENS.max(config.context));
-        Ok(Self { batch, forward })
+        Ok(Self { batch })
     }
 
-    /// Bytes of the buffers.
-    pub(super) fn bytes(config: &Config) -> u64 {
-        Forward::bytes(config, FORWARD_TOKENS.max(config.context))
+    /// Most tokens that are scored at once.
+    pub(crate) fn tokens_max(config: &Config) -> usize {
+        FORWARD_TOKENS.max(config.context)
     }
 
     /// The mean negative log likelihood per predicted token, in nats.
-    pub(crate) fn loss(
-        &mut self,
-        ctx: &Context,
-        pool: &Pool,
-        weights: &Weights,
-    ) -> Result<f64, Failure> {
+    pub(crate) fn loss(&self, ctx: &Context, losses: &mut dyn Losses) -> Result<f64, Failure> {
         let mut sum = 0.0;
         for micro in self.batch.micro_batches(FORWARD_TOKENS) {
             ctx.check_cancelled()?;
-            let nll = self.forward.nll(pool, weights, micro.ids, &micro.starts, micro.targets);
+            let nll = losses.nll(&micro)?;
             sum += nll.iter().map(|x| f64::from(*x)).sum::<f64>();
         }
         Ok(sum / self.batch.n_targets() as f64)

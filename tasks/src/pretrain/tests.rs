@@ -1,3 +1,5 @@
+mod device;
+
 use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -137,6 +139,16 @@ impl Sink for CancelAt {
 }
 
 fn attempt(world: &World, name: &str, cancel_at: u64, n_threads: usize) -> Result<(), Failure> {
+    attempt_with(world, name, cancel_at, &small_params(), (n_threads, "cpu"))
+}
+
+fn attempt_with(
+    world: &World,
+    name: &str,
+    cancel_at: u64,
+    params: &Value,
+    (n_threads, device): (usize, &str),
+) -> Result<(), Failure> {
     // Each attempt has an empty output folder; only the checkpoints outlive it.
     let out_dir = world.path(name).join("out");
     if out_dir.exists() {
@@ -151,6 +163,7 @@ fn attempt(world: &World, name: &str, cancel_at: u64, n_threads: usize) -> Resul
         n_threads,
         memory_bytes: None,
         is_approved: false,
+        device: device.to_owned(),
         cancel: cancel.clone(),
         sink: Arc::new(CancelAt { step: cancel_at, token: cancel }),
     });
@@ -162,7 +175,7 @@ fn attempt(world: &World, name: &str, cancel_at: u64, n_threads: usize) -> Resul
     };
     let ports = ["schedule", "real", "tokenizer", "heldout"];
     let inputs = ports.iter().map(|port| ((*port).to_owned(), vec![input(port)])).collect();
-    let params: Params = serde_json::from_value(small_params()).unwrap();
+    let params: Params = serde_json::from_value(params.clone()).unwrap();
     Pretrain::run(&mut ctx, &params, &Inputs::new(inputs)).map(|_| ())
 }
 

@@ -3,9 +3,11 @@
 
 use std::collections::BTreeMap;
 use std::ops::{ControlFlow, Range};
+use std::sync::Arc;
 
 use engine::task::{Failure, Feed, Held};
 use kernels::Pool;
+use kernels::cuda::Device;
 use serde_json::{Map, Value};
 
 use super::books::{self, Draw, Fate, Tally};
@@ -13,7 +15,8 @@ use super::plan::{Origin, Plan};
 use super::{OnTruncate, Params};
 use crate::corpus::{Document, document_id};
 use crate::lm::Weights;
-use crate::lm::generate::{self, Completion, Decoder, Driver, Request, Settings};
+use crate::lm::device::decoder::Generator;
+use crate::lm::generate::{self, Completion, Decode, Decoder, Driver, Request, Settings};
 use crate::tokenizer::Tokenizer;
 
 /// What every text is written with.
@@ -23,6 +26,8 @@ pub(super) struct Desk<'a> {
     pub(super) tokenizer: &'a Tokenizer,
     pub(super) settings: Settings,
     pub(super) n_slots: usize,
+    /// The GPU that computes; the CPU where there is none.
+    pub(super) device: Option<Arc<dyn Device>>,
     /// From which, and its draw, a text gets its id.
     pub(super) id_base: String,
 }
@@ -41,12 +46,18 @@ impl Desk<'_> {
         let Some(first) = feed.next() else { return Ok(()) };
         let pool = Pool::new(feed.n_threads());
         // One sequence more than slots holds the prompt that draws share.
-        let mut decoder = Decoder::new(&pool, self.weights, self.n_slots + 1);
+        let n_sequences = self.n_slots + 1;
+        let mut decoder: Box<dyn Decode + '_> = match &self.device {
+            Some(device) => {
+                Box::new(Generator::new(Arc::clone(device), self.weights, n_sequences)?)
+            }
+            None => Box::new(Decoder::new(&pool, self.weights, n_sequences)),
+        };
         let mut writing =
             Writing { desk: self, feed, plan, tally, open: BTreeMap::new(), next: 0..0 };
         writing.open(first);
         loop {
-            generate::generate(&pool, &mut decoder, &self.settings, self.n_slots, &mut writing)?;
+            generate::generate(&pool, &mut *decoder, &self.settings, self.n_slots, &mut writing)?;
             if feed.is_stopped() {
                 return Ok(());
             }

@@ -1,12 +1,12 @@
 //! Whether a synthesizer reads d1: the loss of held-out d2 after their own d1 and after another.
 
 use engine::task::{Context, Failure};
-use kernels::Pool;
 
 use super::data::{HeldoutPair, push_pair};
 use crate::format::tokens::Tokens;
+use crate::lm::Config;
 use crate::lm::batch::Batch;
-use crate::lm::{Config, Forward, Weights};
+use crate::lm::reader::Losses as ModelLosses;
 
 /// Most tokens of one forward pass.
 const FORWARD_TOKENS: usize = 1024;
@@ -20,45 +20,41 @@ pub(super) struct Losses {
     pub(super) unrelated: f64,
 }
 
-/// The held-out pairs as rows, and the buffers to measure them.
+/// The held-out pairs as rows.
 pub(super) struct Heldout {
     right: Batch,
     unrelated: Batch,
-    forward: Forward,
 }
 
 impl Heldout {
-    pub(super) fn new(pairs: &[HeldoutPair], tokens: &Tokens, config: &Config) -> Self {
+    pub(super) fn new(pairs: &[HeldoutPair], tokens: &Tokens) -> Self {
         let (mut right, mut unrelated) = (Batch::default(), Batch::default());
         for pair in pairs {
             push_pair(&mut right, tokens, pair.d1, pair.d2);
             push_pair(&mut unrelated, tokens, pair.unrelated, pair.d2);
         }
-        let forward = Forward::new(config, FORWARD_TOKENS.max(config.context));
-        Self { right, unrelated, forward }
+        Self { right, unrelated }
     }
 
-    /// Bytes of the buffers.
-    pub(super) fn bytes(config: &Config) -> u64 {
-        Forward::bytes(config, FORWARD_TOKENS.max(config.context))
+    /// Most tokens that are scored at once.
+    pub(super) fn tokens_max(config: &Config) -> usize {
+        FORWARD_TOKENS.max(config.context)
     }
 
     /// Both losses; nothing when no pairs are held out.
     pub(super) fn measure(
-        &mut self,
+        &self,
         ctx: &Context,
-        pool: &Pool,
-        weights: &Weights,
+        model: &mut dyn ModelLosses,
     ) -> Result<Option<Losses>, Failure> {
         if self.right.n_targets() == 0 {
             return Ok(None);
         }
-        let forward = &mut self.forward;
         let mut loss = |batch: &Batch| -> Result<f64, Failure> {
             let mut sum = 0.0;
             for micro in batch.micro_batches(FORWARD_TOKENS) {
                 ctx.check_cancelled()?;
-                let nll = forward.nll(pool, weights, micro.ids, &micro.starts, micro.targets);
+                let nll = model.nll(&micro)?;
                 sum += nll.iter().map(|x| f64::from(*x)).sum::<f64>();
             }
             Ok(sum / batch.n_targets() as f64)

@@ -11,8 +11,8 @@ use super::*;
 use crate::embed::Embed;
 use crate::fixture;
 use crate::format::vectors::Vectors;
-use crate::lm::Preset;
 use crate::lm::init::Init;
+use crate::lm::{Forward, Preset};
 
 /// Largest difference of a component of a unit vector: `f32` here, `f64` there.
 const TOLERANCE: f64 = 1e-5;
@@ -60,13 +60,14 @@ fn vectors_agree_with_transformers() {
     }
     let check = |params: &Params, expected: &dyn Fn(&Case) -> Vec<f64>| {
         let embedder = Embedder::new(&weights, params).unwrap();
-        let mut forward = Forward::new(weights.config(), BATCH_TOKENS);
         // All documents in one stream, and each alone.
-        let together = embedder.batch(&Pool::new(2), &mut forward, &documents);
+        let pools = [Pool::new(2), Pool::new(1)];
+        let [mut all, mut one] =
+            pools.each_ref().map(|pool| Reader::on_cpu(pool, &weights, BATCH_TOKENS));
+        let together = embedder.batch(&mut all, &documents).unwrap();
         let mut alone = Vec::new();
         for document in &documents {
-            let one = std::slice::from_ref(document);
-            alone.extend(embedder.batch(&Pool::new(1), &mut forward, one));
+            alone.extend(embedder.batch(&mut one, std::slice::from_ref(document)).unwrap());
         }
         assert!(together == alone, "a vector does not depend on its batch");
         for (row, case) in together.chunks_exact(embedder.dim).zip(&cases) {

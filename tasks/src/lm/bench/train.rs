@@ -10,7 +10,7 @@ use super::{Workload, median};
 use crate::lm::Weights;
 use crate::lm::backward::Recompute;
 use crate::lm::batch::Batch;
-use crate::lm::learner::{Learner, Settings};
+use crate::lm::learner::{Learner, Settings, Sizes};
 use crate::lm::optimizer::RateScale;
 
 const LEARNING_RATE: f64 = 3e-4;
@@ -35,13 +35,14 @@ pub(super) fn run(pool: &Pool, workload: &Workload, weights: Weights) -> Result<
         micro_batch_tokens: workload.micro_batch_tokens,
         rate_scale: RateScale::STANDARD,
     };
-    let mut learner = Learner::new(pool, settings, weights, context, Recompute::Nothing);
+    let sizes = Sizes { row_tokens_max: context, scored_tokens_max: 0 };
+    let mut learner = Learner::new(pool, settings, weights, sizes, Recompute::Nothing);
     let (mut seconds, mut losses) = (Vec::new(), Vec::new());
     for step in 1..=N_WARMUP + workload.steps as u64 {
         let start = Instant::now();
         let sums = learner.gradients(&batch, || Ok(()))?;
-        let grad_norm = learner.grad_norm();
-        learner.update(grad_norm, LEARNING_RATE, step);
+        let grad_norm = learner.grad_norm()?;
+        learner.update(grad_norm, LEARNING_RATE, step)?;
         seconds.push(start.elapsed().as_secs_f64());
         losses.push(sums.nll / sums.n_tokens as f64);
     }
@@ -52,7 +53,7 @@ pub(super) fn run(pool: &Pool, workload: &Workload, weights: Weights) -> Result<
         tokens_per_s: rate(median(seconds)),
         tokens_per_s_best: rate(best),
         loss: [losses[0], losses[losses.len() - 1]],
-        weights: learner.into_weights(),
+        weights: learner.into_weights()?,
     })
 }
 

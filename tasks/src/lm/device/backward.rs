@@ -9,6 +9,7 @@ use kernels::cuda::{Buffer, Error};
 use kernels::matmul::Accumulate;
 use kernels::{attention, embedding, rms_norm, swiglu};
 
+use super::buffers::Training;
 use super::forward::{BlockState, DOWN, GATE_UP, INPUT_NORM, O, POST_NORM, QKV};
 use super::{DeviceModel, Placed};
 
@@ -17,32 +18,33 @@ impl DeviceModel {
     pub(super) fn backward(&self, placed: &Placed, loss: Loss) -> Result<LossSums, Error> {
         let (device, config, t) = (&*self.device, &self.config, placed.n_tokens);
         let d = config.d_model;
-        let normed = self.normed.front(t * d);
+        let Training { grads, gradients, scratch: rows, .. } = self.training();
+        let normed = self.buffers.normed.front(t * d);
         let (d_normed, d_residual) =
-            (self.gradients.normed.front(t * d), self.gradients.residual.front(t * d));
-        let d_output = self.grads.slice(self.output_part().range.clone());
-        let gradients = ClassifierGradients { d_x: &d_normed, d_w: &d_output };
+            (gradients.normed.front(t * d), gradients.residual.front(t * d));
+        let d_output = grads.slice(self.output_part().range.clone());
+        let wanted = ClassifierGradients { d_x: &d_normed, d_w: &d_output };
         let inputs = [&normed, &self.output()];
-        let (targets, scratch) = (&placed.targets, &self.classifier);
-        let sums = cross_entropy::cuda::linear(device, inputs, targets, loss, gradients, scratch)?;
+        let (targets, scratch) = (&placed.targets, &self.buffers.classifier);
+        let sums = cross_entropy::cuda::linear(device, inputs, targets, loss, wanted, scratch)?;
         d_residual.clear(device)?;
         let range = self.final_part().range.clone();
         rms_norm::cuda::backward(
             device,
             &d_normed,
-            &self.residual[config.n_layers].front(t * d),
-            &self.rounded.slice(range.clone()),
-            &self.final_rstd.front(t),
+            &self.residual(config.n_layers).front(t * d),
+            &self.buffers.rounded.slice(range.clone()),
+            &self.buffers.final_rstd.front(t),
             &d_residual,
-            &self.grads.slice(range),
-            &self.scratch,
+            &grads.slice(range),
+            rows,
         )?;
         for layer in (0..config.n_layers).rev() {
-            let state = self.blocks[layer].front(config, t);
+            let state = self.state(layer).front(config, t);
             self.feed_forward_backward(layer, &state, t)?;
             self.attention_backward(layer, &state, placed)?;
         }
-        let d_table = self.grads.slice(self.parts[0].range.clone());
+        let d_table = grads.slice(self.parts[0].range.clone());
         embedding::cuda::backward(device, &placed.ids, &d_residual, &d_table)?;
         Ok(sums)
     }
@@ -57,7 +59,8 @@ impl DeviceModel {
         input: &Buffer<bf16>,
         d_in: &Buffer<bf16>,
     ) -> Result<(), Error> {
-        let (weights, d_weights) = self.part(layer, part);
+        let weights = self.part(layer, part);
+        let d_weights = self.training().grads.slice(self.part_range(layer, part));
         let target = Target::F32(&d_weights);
         self.multiply(Layout::Tn, [n_out, n_in, t], [d_out, input], target, Accumulate::Add)?;
         let (operands, target) = ([d_out, &weights], Target::Bf16(d_in));
@@ -71,16 +74,16 @@ impl DeviceModel {
         x: &Buffer<bf16>,
         rstd: &Buffer<f32>,
     ) -> Result<(), Error> {
-        let (gain, d_gain) = self.part(layer, part);
+        let Training { grads, gradients, scratch, .. } = self.training();
         rms_norm::cuda::backward(
             &*self.device,
-            &self.gradients.normed.front(x.len()),
+            &gradients.normed.front(x.len()),
             x,
-            &gain,
+            &self.part(layer, part),
             rstd,
-            &self.gradients.residual.front(x.len()),
-            &d_gain,
-            &self.scratch,
+            &gradients.residual.front(x.len()),
+            &grads.slice(self.part_range(layer, part)),
+            scratch,
         )
     }
 
@@ -92,13 +95,14 @@ impl DeviceModel {
         t: usize,
     ) -> Result<(), Error> {
         let (device, d, f) = (&*self.device, self.config.d_model, self.config.d_ffn);
-        let d_residual = self.gradients.residual.front(t * d);
-        let d_hidden = self.gradients.hidden.front(t * f);
+        let gradients = &self.training().gradients;
+        let d_residual = gradients.residual.front(t * d);
+        let d_hidden = gradients.hidden.front(t * f);
         let sizes = [t, d, f];
         self.linear_backward((layer, DOWN), sizes, &d_residual, &state.hidden, &d_hidden)?;
-        let d_gate_up = self.gradients.gate_up.front(t * 2 * f);
+        let d_gate_up = gradients.gate_up.front(t * 2 * f);
         swiglu::cuda::backward(device, &d_hidden, &state.gate_up, f, &d_gate_up)?;
-        let d_normed = self.gradients.normed.front(t * d);
+        let d_normed = gradients.normed.front(t * d);
         let sizes = [t, 2 * f, d];
         self.linear_backward((layer, GATE_UP), sizes, &d_gate_up, &state.ffn_in, &d_normed)?;
         self.norm_backward((layer, POST_NORM), &state.middle, &state.post_rstd)
@@ -113,24 +117,25 @@ impl DeviceModel {
     ) -> Result<(), Error> {
         let (device, config, t) = (&*self.device, &self.config, placed.n_tokens);
         let (d, qkv_width, q_width) = (config.d_model, config.qkv_width(), config.q_width());
-        let d_residual = self.gradients.residual.front(t * d);
-        let d_heads_out = self.gradients.heads_out.front(t * q_width);
+        let Training { grads, gradients, scratch, .. } = self.training();
+        let d_residual = gradients.residual.front(t * d);
+        let d_heads_out = gradients.heads_out.front(t * q_width);
         let sizes = [t, d, q_width];
         self.linear_backward((layer, O), sizes, &d_residual, &state.heads_out, &d_heads_out)?;
-        let d_qkv = self.gradients.qkv.front(t * qkv_width);
+        let d_qkv = gradients.qkv.front(t * qkv_width);
         let saved = Saved { qkv: &state.rotated, out: &state.heads_out, lse: &state.lse };
         let (heads, documents) = (self.heads(), &placed.documents);
-        let scratch = &self.scratch;
         attention::cuda::backward(device, &d_heads_out, saved, heads, documents, &d_qkv, scratch)?;
-        let (gains, d_gains) = self.qk_gains(layer);
+        let range = self.qk_gains(layer);
+        let (gains, d_gains) = (self.buffers.rounded.slice(range.clone()), grads.slice(range));
         let op = self.op(&gains, placed);
         op.backward(device, &d_qkv, &state.qkv, &state.qk_rstd, &d_qkv, &d_gains, scratch)?;
-        let d_normed = self.gradients.normed.front(t * d);
+        let d_normed = gradients.normed.front(t * d);
         let sizes = [t, qkv_width, d];
         self.linear_backward((layer, QKV), sizes, &d_qkv, &state.attention_in, &d_normed)?;
         self.norm_backward(
             (layer, INPUT_NORM),
-            &self.residual[layer].front(t * d),
+            &self.residual(layer).front(t * d),
             &state.input_rstd,
         )
     }

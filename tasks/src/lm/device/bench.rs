@@ -3,20 +3,20 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use engine::task::Failure;
 use half::bf16;
 use kernels::Pool;
-use kernels::adamw::AdamW;
-use kernels::cross_entropy::{Loss, LossSums};
 use kernels::cuda::{Buffer, Device, Error};
 use kernels::philox::Philox;
 use kernels::sampling::{self, Policy};
 
-use super::DeviceModel;
 use super::decoder::DeviceDecoder;
-use crate::lm::backward::Activations;
+use super::{DeviceModel, Purpose};
+use crate::device::failure;
+use crate::lm::backward::Recompute;
 use crate::lm::batch::Batch;
-use crate::lm::optimizer::{LearningRate, Optimizer, Shape};
-use crate::lm::weights::Part;
+use crate::lm::learner::{Learner, Settings, Sizes};
+use crate::lm::optimizer::{LearningRate, RateScale, Shape};
 use crate::lm::{Config, Preset, Weights};
 
 /// Tokens of a micro-batch, from what a large GPU holds down to one row.
@@ -48,22 +48,23 @@ pub struct Training {
 ///
 /// # Errors
 /// When the device fails.
-pub fn train(device: Arc<dyn Device>, n_steps: usize) -> Result<Option<Training>, Error> {
+pub fn train(device: Arc<dyn Device>, n_steps: usize) -> Result<Option<Training>, Failure> {
     let config = Preset::B3.config();
-    let free_bytes = device.free_bytes()?;
-    let fits =
-        |capacity: &usize| DeviceModel::bytes(&config, *capacity) + SPARE_BYTES <= free_bytes;
+    let free_bytes = device.free_bytes().map_err(failure)?;
+    let bytes = |capacity| DeviceModel::bytes(&config, capacity, Purpose::Train);
+    let fits = |capacity: &usize| bytes(*capacity) + SPARE_BYTES <= free_bytes;
     let Some(n_tokens) = CAPACITIES.into_iter().find(fits) else { return Ok(None) };
-    let model = DeviceModel::new(device, &made_up(&config), n_tokens)?;
+    let settings = settings(n_tokens);
+    let mut learner =
+        Learner::on_device(device, settings, made_up(&config), sizes(config.context))?;
     let batch = text(&config, n_tokens, 0);
-    let loss = Loss { z_loss: 0.0, scale: 1.0 / batch.n_targets() as f32 };
     let (mut losses, mut seconds) = (Vec::new(), Vec::new());
-    for step in 1..=n_steps as u64 {
+    for number in 1..=n_steps as u64 {
         let started = Instant::now();
-        let sums = device_step(&model, &batch, loss, 1e-4, step, n_tokens)?;
-        model.synchronize()?;
+        losses.push(step(&mut learner, &batch, 1e-4, number)?);
+        // The update is over once a number that it precedes is here.
+        learner.grad_norm()?;
         seconds.push(started.elapsed().as_secs_f64());
-        losses.push(sums.nll / sums.n_tokens as f64);
     }
     // The first step compiles kernels and plans products.
     let mut steady = seconds.split_off(1.min(seconds.len() - 1));
@@ -77,7 +78,7 @@ pub fn train(device: Arc<dyn Device>, n_steps: usize) -> Result<Option<Training>
         seconds,
         flops: flop / seconds,
         losses,
-        memory_bytes: DeviceModel::bytes(&config, n_tokens),
+        memory_bytes: bytes(n_tokens),
     }))
 }
 
@@ -90,14 +91,12 @@ pub fn curve(
     n_threads: usize,
     config: &Config,
     [n_tokens, n_steps]: [usize; 2],
-) -> Result<Vec<[f64; 2]>, Error> {
+) -> Result<Vec<[f64; 2]>, Failure> {
     let (pool, n_steps) = (Pool::new(n_threads), n_steps as u64);
-    let start = made_up(config);
-    let model = DeviceModel::new(device, &start, n_tokens)?;
-    let mut weights = start;
-    let mut optimizer = Optimizer::new(&weights, 0.1, 1.0);
-    let mut activations = Activations::new(config, n_tokens);
-    let mut grads = Weights::zeros(config);
+    let (settings, sizes) = (settings(n_tokens), sizes(config.context));
+    let weights = made_up(config);
+    let mut on_cpu = Learner::new(&pool, settings, weights.clone(), sizes, Recompute::Nothing);
+    let mut on_device = Learner::on_device(device, settings, weights, sizes)?;
     let rate = LearningRate {
         peak: 3e-3,
         end: 3e-4,
@@ -106,22 +105,35 @@ pub fn curve(
         shape: Shape::Cosine,
     };
     let mut losses = Vec::new();
-    for step in 0..n_steps {
-        let (batch, lr) = (text(config, n_tokens, step), rate.at(step));
-        let loss = Loss { z_loss: 0.0, scale: 1.0 / batch.n_targets() as f32 };
-        let found = device_step(&model, &batch, loss, lr, step + 1, n_tokens)?;
-        grads.data_mut().fill(0.0);
-        let mut expected = LossSums::default();
-        for micro in batch.micro_batches(n_tokens) {
-            let part = activations.loss_and_gradients(&pool, &weights, &micro, loss, &mut grads);
-            expected.nll += part.nll;
-            expected.n_tokens += part.n_tokens;
-        }
-        let norm = Optimizer::norm(&pool, &grads);
-        optimizer.step(&pool, &mut weights, &grads, norm, lr, step + 1);
-        losses.push([found, expected].map(|sums| sums.nll / sums.n_tokens as f64));
+    for number in 0..n_steps {
+        let (batch, lr) = (text(config, n_tokens, number), rate.at(number));
+        let found = step(&mut on_device, &batch, lr, number + 1)?;
+        losses.push([found, step(&mut on_cpu, &batch, lr, number + 1)?]);
     }
     Ok(losses)
+}
+
+/// The loss of a step, in nats a token.
+fn step(learner: &mut Learner<'_>, batch: &Batch, lr: f64, number: u64) -> Result<f64, Failure> {
+    let sums = learner.gradients(batch, || Ok(()))?;
+    let grad_norm = learner.grad_norm()?;
+    learner.update(grad_norm, lr, number)?;
+    Ok(sums.nll / sums.n_tokens as f64)
+}
+
+/// Clipping and decay as a real run has them.
+fn settings(micro_batch_tokens: usize) -> Settings {
+    Settings {
+        weight_decay: 0.1,
+        clip: 1.0,
+        z_loss: 0.0,
+        micro_batch_tokens,
+        rate_scale: RateScale::STANDARD,
+    }
+}
+
+fn sizes(row_tokens_max: usize) -> Sizes {
+    Sizes { row_tokens_max, scored_tokens_max: 0 }
 }
 
 /// How fast texts are made.
@@ -218,30 +230,6 @@ pub fn curve_config() -> Config {
         norm_eps: 1e-6,
         tie_embeddings: true,
     }
-}
-
-fn device_step(
-    model: &DeviceModel,
-    batch: &Batch,
-    loss: Loss,
-    lr: f64,
-    step: u64,
-    n_tokens: usize,
-) -> Result<LossSums, Error> {
-    model.clear_gradients()?;
-    let mut sums = LossSums::default();
-    for micro in batch.micro_batches(n_tokens) {
-        let part = model.loss_and_gradients(&micro, loss)?;
-        sums.nll += part.nll;
-        sums.n_tokens += part.n_tokens;
-    }
-    let norm = model.gradient_norm()?;
-    let settings = |part: &Part| {
-        let weight_decay = if part.kind.decays() { 0.1 } else { 0.0 };
-        AdamW { lr, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay }
-    };
-    model.update(settings, step, if norm > 1.0 { (1.0 / norm) as f32 } else { 1.0 })?;
-    Ok(sums)
 }
 
 /// Weights with the usual spread, from a few random numbers, because billions take minutes.

@@ -6,13 +6,16 @@
 
 use std::sync::Arc;
 
+use engine::task::Failure;
 use half::bf16;
+use kernels::Pool;
 use kernels::attention::cuda::Documents;
 use kernels::attention::{self, Heads};
 use kernels::cuda::memory::Arena;
 use kernels::cuda::product::{Layout, Product, Target};
 use kernels::cuda::{Buffer, Device, Error};
 use kernels::decode::cuda::{LayerCache, Step};
+use kernels::decode::{Cache, Pages, Sequence};
 use kernels::embedding::cuda::Ids;
 use kernels::matmul::Accumulate;
 use kernels::qk_norm_rope::Table;
@@ -20,8 +23,11 @@ use kernels::qk_norm_rope::cuda::{DeviceTable, Positions, QkNormRope};
 use kernels::sampling::{self, Policy};
 use kernels::{decode, embedding, rms_norm, swiglu};
 
+use super::buffers::Planner;
 use super::forward::{DOWN, GATE_UP, INPUT_NORM, O, POST_NORM, QKV};
-use super::{BLOCK_PARTS, DeviceModel, Planner};
+use super::{BLOCK_PARTS, DeviceModel};
+use crate::device;
+use crate::lm::generate::Decode;
 use crate::lm::weights::Part;
 use crate::lm::{Config, Weights};
 
@@ -39,6 +45,19 @@ pub struct DeviceDecoder {
     n_pages: usize,
     rows: Rows,
     logits: Buffer<f32>,
+}
+
+/// [`DeviceDecoder`] with the pages of its sequences: what generation asks for.
+///
+/// Every step has the same number of rows, so that products have one plan and a text does not depend
+/// on how many others are under way; rows that nobody needs write to a page that nobody reads.
+pub struct Generator {
+    decoder: DeviceDecoder,
+    pages: Pages,
+    /// Rows of a step.
+    n_rows: usize,
+    spare_page: u32,
+    logits: Vec<f32>,
 }
 
 /// Buffers of the rows of a step.
@@ -304,6 +323,98 @@ impl Buffers {
         let logits = planner.take(n_logits * config.vocab_size);
         let caches = caches.into_iter().collect::<Option<_>>()?;
         Some(Self { rounded: rounded?, caches, rows: rows?, logits: logits? })
+    }
+}
+
+impl Generator {
+    /// What a node that generates `n_sequences` texts at a time is to ask of a device.
+    pub fn work(config: &Config, n_sequences: usize) -> device::Work {
+        let [n_pages, n_rows] = Self::sizes(config, n_sequences);
+        device::Work {
+            supported: DeviceModel::supports(config),
+            planned_bytes: DeviceDecoder::bytes(config, n_pages, [n_rows, n_sequences]),
+            remedy: "lower `batch`",
+        }
+    }
+
+    /// Copies a model and plans the cache for `n_sequences` of the model's whole context.
+    ///
+    /// # Errors
+    /// When the device has not enough memory.
+    ///
+    /// # Panics
+    /// When [`DeviceModel::supports`] says no.
+    pub fn new(
+        device: Arc<dyn Device>,
+        weights: &Weights,
+        n_sequences: usize,
+    ) -> Result<Self, Failure> {
+        let [n_pages, n_rows] = Self::sizes(weights.config(), n_sequences);
+        let decoder = DeviceDecoder::new(device, weights, n_pages, [n_rows, n_sequences])
+            .map_err(device::failure)?;
+        let spare_page = n_pages - 1;
+        Ok(Self {
+            decoder,
+            pages: Pages::new(spare_page),
+            n_rows: n_sequences,
+            spare_page: spare_page as u32,
+            logits: Vec::new(),
+        })
+    }
+
+    /// Pages with the spare one, and most rows of a pass.
+    fn sizes(config: &Config, n_sequences: usize) -> [usize; 2] {
+        let n_rows = n_sequences.max(config.context);
+        [n_sequences * Cache::pages_for(config.context) + 1, n_rows]
+    }
+}
+
+impl Decode for Generator {
+    fn config(&self) -> &Config {
+        &self.decoder.config
+    }
+
+    fn prefill(&mut self, _: &Pool, prompt: &[u32]) -> Result<(Sequence, Vec<f32>), Failure> {
+        let mut sequence = self.pages.start();
+        self.pages.extend(&mut sequence, prompt.len()).expect("the cache was planned for it");
+        let decoder = &self.decoder;
+        decoder.prefill(&[(prompt, sequence.pages())]).map_err(device::failure)?;
+        Ok((sequence, decoder.logits(1).map_err(device::failure)?))
+    }
+
+    fn fork(&mut self, sequence: &Sequence) -> Result<Sequence, Failure> {
+        let (fork, copy) = self.pages.fork(sequence).expect("the cache was planned for it");
+        let DeviceDecoder { device, config, caches, .. } = &self.decoder;
+        for cache in caches {
+            if let Some(pages) = copy {
+                cache.copy_page(&**device, heads(config), pages).map_err(device::failure)?;
+            }
+        }
+        Ok(fork)
+    }
+
+    fn release(&mut self, sequence: Sequence) {
+        self.pages.release(sequence);
+    }
+
+    fn step(
+        &mut self,
+        _: &Pool,
+        tokens: &[u32],
+        sequences: &mut [&mut Sequence],
+    ) -> Result<&mut [f32], Failure> {
+        for sequence in &mut *sequences {
+            self.pages.extend(sequence, 1).expect("the cache was planned for it");
+        }
+        let spare: &[u32] = &[self.spare_page];
+        let mut rows: Vec<Row<'_>> =
+            sequences.iter().map(|sequence| (sequence.pages(), sequence.len())).collect();
+        rows.resize(self.n_rows, (spare, 1));
+        let mut padded = tokens.to_vec();
+        padded.resize(self.n_rows, 0);
+        self.decoder.step(&padded, &rows).map_err(device::failure)?;
+        self.logits = self.decoder.logits(tokens.len()).map_err(device::failure)?;
+        Ok(&mut self.logits)
     }
 }
 

@@ -6,7 +6,8 @@ use kernels::cuda::{Buffer, Error, Product};
 use kernels::matmul::Accumulate;
 use kernels::{attention, embedding, rms_norm, swiglu};
 
-use super::{DeviceModel, Placed, Planner};
+use super::buffers::Planner;
+use super::{DeviceModel, Placed};
 use crate::lm::Config;
 
 /// Indices of a block's parts in the arena.
@@ -91,36 +92,42 @@ impl DeviceModel {
         Product { layout, sizes, a, b, c, accumulate }.run(&*self.device)
     }
 
-    /// Fills the states of every block, the residual stream, and the normalized last states.
-    pub(super) fn forward(&self, placed: &Placed) -> Result<(), Error> {
+    /// Runs the first `n_blocks` blocks: fills their states, the residual stream, and, after the last
+    /// block of all, the normalized states.
+    pub(super) fn forward(&self, placed: &Placed, n_blocks: usize) -> Result<(), Error> {
+        assert!(n_blocks <= self.config.n_layers, "{n_blocks} of {}", self.config.n_layers);
         let (device, config, t) = (&*self.device, &self.config, placed.n_tokens);
         let (d, eps) = (config.d_model, config.norm_eps);
-        let table = self.rounded.slice(self.parts[0].range.clone());
-        let x = self.residual[0].front(t * d);
+        let table = self.buffers.rounded.slice(self.parts[0].range.clone());
+        let x = self.residual(0).front(t * d);
         embedding::cuda::forward(device, &table, &placed.ids, &x)?;
-        let state = self.blocks[0].front(config, t);
-        let (gain, _) = self.part(0, INPUT_NORM);
+        let state = self.state(0).front(config, t);
+        let gain = self.part(0, INPUT_NORM);
         let (to, rstd) = (&state.attention_in, &state.input_rstd);
         rms_norm::cuda::forward(device, &x, &gain, eps, to, rstd)?;
-        // What the feed-forward layer adds waits in the buffer of gradients, which is free now, and
-        // is added by the norm that follows it.
-        let delta = self.gradients.normed.front(t * d);
-        for layer in 0..config.n_layers {
-            let state = self.blocks[layer].front(config, t);
+        let delta = self.buffers.delta.front(t * d);
+        for layer in 0..n_blocks {
+            let state = self.state(layer).front(config, t);
             self.block(layer, placed, &state, &delta)?;
-            let next = self.residual[layer + 1].front(t * d);
+            let next = self.residual(layer + 1).front(t * d);
             let (gain, normed, rstd) = if layer + 1 < config.n_layers {
-                let following = self.blocks[layer + 1].front(config, t);
-                let (gain, _) = self.part(layer + 1, INPUT_NORM);
-                (gain, following.attention_in, following.input_rstd)
+                let following = self.state(layer + 1).front(config, t);
+                (self.part(layer + 1, INPUT_NORM), following.attention_in, following.input_rstd)
             } else {
-                let gain = self.rounded.slice(self.final_part().range.clone());
-                (gain, self.normed.front(t * d), self.final_rstd.front(t))
+                let gain = self.buffers.rounded.slice(self.final_part().range.clone());
+                (gain, self.buffers.normed.front(t * d), self.buffers.final_rstd.front(t))
             };
             let sum = [&state.middle, &delta, &next];
             rms_norm::cuda::add_forward(device, sum, &gain, eps, &normed, &rstd)?;
         }
         Ok(())
+    }
+
+    /// The state of block `layer`. Where one serves all, a block's normalized input is written by the
+    /// block before it, when nothing of that one is read any more but `middle` and `delta`.
+    pub(super) fn state(&self, layer: usize) -> &BlockState {
+        let all = &self.buffers.blocks;
+        &all[layer % all.len()]
     }
 
     /// Runs a block from its normalized input to what it adds at its end, left in `delta`.
@@ -135,19 +142,19 @@ impl DeviceModel {
         let (d, f, eps) = (config.d_model, config.d_ffn, config.norm_eps);
         let (qkv_width, q_width) = (config.qkv_width(), config.q_width());
         let product = |sizes, x: &Buffer<bf16>, part, to: &Buffer<bf16>| {
-            let (weights, _) = self.part(layer, part);
+            let weights = self.part(layer, part);
             let target = Target::Bf16(to);
             self.multiply(Layout::Nt, sizes, [x, &weights], target, Accumulate::Overwrite)
         };
         product([t, qkv_width, d], &state.attention_in, QKV, &state.qkv)?;
-        let (gains, _) = self.qk_gains(layer);
+        let gains = self.buffers.rounded.slice(self.qk_gains(layer));
         self.op(&gains, placed).forward(device, &state.qkv, &state.rotated, &state.qk_rstd)?;
         let (heads, documents) = (self.heads(), &placed.documents);
         let (out, lse) = (&state.heads_out, &state.lse);
         attention::cuda::forward(device, &state.rotated, heads, documents, out, lse)?;
         product([t, d, q_width], &state.heads_out, O, delta)?;
-        let x = self.residual[layer].front(t * d);
-        let (gain, _) = self.part(layer, POST_NORM);
+        let x = self.residual(layer).front(t * d);
+        let gain = self.part(layer, POST_NORM);
         let sum = [&x, delta, &state.middle];
         rms_norm::cuda::add_forward(device, sum, &gain, eps, &state.ffn_in, &state.post_rstd)?;
         product([t, 2 * f, d], &state.ffn_in, GATE_UP, &state.gate_up)?;

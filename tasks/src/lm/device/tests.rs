@@ -77,7 +77,7 @@ fn losses_and_every_gradient_agree_with_the_cpu() {
         let mut activations = Activations::new(&config, 48);
         let mut expected_sums = LossSums::default();
         let emulator = Emulator::new(dir.path(), Schedule::Forward);
-        let model = DeviceModel::new(Arc::new(emulator), &weights, 48).unwrap();
+        let model = DeviceModel::new(Arc::new(emulator), &weights, 48, Purpose::Train).unwrap();
         let mut sums = LossSums::default();
         for micro in batch.micro_batches(20) {
             let part = activations.loss_and_gradients(&pool, &weights, &micro, loss, &mut expected);
@@ -115,7 +115,7 @@ fn losses_fall_as_on_the_cpu_and_repeat_bit_for_bit() {
     let loss = Loss { z_loss: 0.0, scale: 1.0 / batch.n_targets() as f32 };
     let run = |schedule| {
         let device = Arc::new(Emulator::new(dir.path(), schedule));
-        let model = DeviceModel::new(device, &weights, 48).unwrap();
+        let model = DeviceModel::new(device, &weights, 48, Purpose::Train).unwrap();
         let losses: Vec<f64> = (1..=4)
             .map(|step| {
                 model.clear_gradients().unwrap();
@@ -217,7 +217,131 @@ fn what_does_not_fit_is_an_error_with_both_sizes() {
     let dir = tempfile::tempdir().unwrap();
     let (config, limit) = (config(true), 1 << 20);
     let emulator = Arc::new(Emulator::new(dir.path(), Schedule::Forward).limited(limit));
-    let error = DeviceModel::new(emulator, &weights(&config), 4096).err().unwrap();
-    let needed_bytes = DeviceModel::bytes(&config, 4096);
+    let error = DeviceModel::new(emulator, &weights(&config), 4096, Purpose::Read).err().unwrap();
+    let needed_bytes = DeviceModel::bytes(&config, 4096, Purpose::Read);
     assert_eq!(error, Error::OutOfMemory { needed_bytes, free_bytes: limit });
+}
+
+/// One block's buffers serve all, and give what the buffers of training give.
+#[test]
+fn a_reader_has_the_states_and_losses_of_the_cpu() {
+    use crate::lm::reader::{Losses as _, Reader};
+
+    let dir = tempfile::tempdir().unwrap();
+    let (config, batch, pool) = (config(false), batch(), Pool::new(1));
+    let weights = weights(&config);
+    let emulator: Arc<dyn Device> = Arc::new(Emulator::new(dir.path(), Schedule::Backward));
+    let trains = DeviceModel::new(Arc::clone(&emulator), &weights, 48, Purpose::Train).unwrap();
+    assert!(
+        DeviceModel::bytes(&config, 48, Purpose::Read)
+            < DeviceModel::bytes(&config, 48, Purpose::Train) / 2
+    );
+    let mut reads = Reader::on_device(emulator, &pool, &weights, 48).unwrap();
+    let mut on_cpu = Reader::on_cpu(&pool, &weights, 48);
+    let micro = batch.micro_batches(usize::MAX).next().unwrap();
+    let nll = reads.nll(&micro).unwrap();
+    assert_eq!(nll, trains.nll(&micro).unwrap());
+    for (found, expected) in nll.iter().zip(on_cpu.nll(&micro).unwrap()) {
+        assert!((found - expected).abs() < 0.05, "{found} {expected}");
+    }
+    for n_blocks in [None, Some(0), Some(1), Some(2)] {
+        let expected = on_cpu.states(micro.ids, &micro.starts, n_blocks).unwrap();
+        let found = reads.states(micro.ids, &micro.starts, n_blocks).unwrap();
+        let agreement = agreement(&found, &expected);
+        assert!(agreement > 0.9998, "{n_blocks:?}: {agreement}");
+    }
+}
+
+/// Texts of all requests, by index, `n_slots` at a time.
+fn generated(
+    weights: &Weights,
+    dir: &std::path::Path,
+    n_slots: usize,
+    order: &[u64],
+) -> Vec<Vec<u32>> {
+    use std::ops::ControlFlow;
+
+    use engine::task::Failure;
+
+    use crate::lm::generate::{Choice, Completion, Driver, Request, Settings, generate};
+
+    struct Collect {
+        requests: Vec<Request>,
+        texts: Vec<Vec<u32>>,
+    }
+
+    impl Driver for Collect {
+        fn next(&mut self) -> Option<Request> {
+            self.requests.pop()
+        }
+
+        fn finished(&mut self, completion: Completion) -> Result<(), Failure> {
+            self.texts[completion.index as usize] = completion.ids;
+            Ok(())
+        }
+
+        fn stepped(&mut self, _: usize) -> Result<ControlFlow<()>, Failure> {
+            Ok(ControlFlow::Continue(()))
+        }
+    }
+
+    // Draws 2n and 2n + 1 share a prompt, which ends inside a page or with it.
+    let request = |&i: &u64| Request {
+        index: i,
+        prompt: (0..[5, 16, 18][i as usize / 2]).map(|j| (7 * j + 3 + i as u32 / 2) % 40).collect(),
+        rng: Philox::new(3, "test").fork(i),
+        n_tokens_max: 4 + i as usize,
+    };
+    let policy = kernels::sampling::Policy { temperature: 1.0, top_k: 0, top_p: 0.9 };
+    let settings = Settings {
+        choice: Choice::Sample(policy),
+        repetition_penalty: 1.1,
+        suppress: vec![0, 2],
+        stop: vec![1],
+    };
+    let device: Arc<dyn Device> = Arc::new(Emulator::new(dir, Schedule::Forward));
+    let mut generator = decoder::Generator::new(device, weights, n_slots + 1).unwrap();
+    let requests = order.iter().rev().map(request).collect();
+    let mut collect = Collect { requests, texts: vec![Vec::new(); order.len()] };
+    generate(&Pool::new(2), &mut generator, &settings, n_slots, &mut collect).unwrap();
+    collect.texts
+}
+
+#[test]
+fn generated_texts_do_not_depend_on_the_batch() {
+    let dir = tempfile::tempdir().unwrap();
+    let weights = weights(&config(true));
+    let expected = generated(&weights, dir.path(), 1, &[0, 1, 2, 3, 4, 5]);
+    assert!(expected.iter().all(|ids| !ids.is_empty()), "{expected:?}");
+    assert!(expected[4] != expected[5], "draws of one prompt differ");
+    assert_eq!(generated(&weights, dir.path(), 4, &[0, 1, 2, 3, 4, 5]), expected);
+    assert_eq!(generated(&weights, dir.path(), 3, &[5, 2, 0, 4, 1, 3]), expected);
+}
+
+/// The same calls on both: prompts, forks of them, and steps that are given their tokens.
+#[test]
+fn generation_has_the_logits_of_the_cpu() {
+    use crate::lm::generate::{Decode, Decoder};
+
+    let dir = tempfile::tempdir().unwrap();
+    let (weights, pool) = (weights(&config(false)), Pool::new(1));
+    let run = |decoder: &mut dyn Decode| -> Vec<f32> {
+        let (whole, mut logits) = decoder.prefill(&pool, &[3, 1, 4, 1, 5, 9, 2, 6]).unwrap();
+        let mut forks = [decoder.fork(&whole).unwrap(), decoder.fork(&whole).unwrap()];
+        decoder.release(whole);
+        for i in 0..12 {
+            let mut sequences: Vec<_> = forks.iter_mut().collect();
+            let found = decoder.step(&pool, &[i, 39 - i], &mut sequences).unwrap();
+            logits.extend_from_slice(&found[..2 * 40]);
+        }
+        logits
+    };
+    let device: Arc<dyn Device> = Arc::new(Emulator::new(dir.path(), Schedule::Backward));
+    let found = run(&mut decoder::Generator::new(device, &weights, 3).unwrap());
+    let expected = run(&mut Decoder::new(&pool, &weights, 3));
+    assert_eq!(found.len(), expected.len());
+    for (i, (found, expected)) in found.chunks(40).zip(expected.chunks(40)).enumerate() {
+        let agreement = agreement(found, expected);
+        assert!(agreement > 0.999, "row {i}: {agreement}");
+    }
 }

@@ -1,11 +1,13 @@
 //! The forward pass for single tokens of many sequences, over a cache of keys and values.
 
+use engine::task::Failure;
 use kernels::decode::attention::{self, Layer, Row, Step};
 use kernels::decode::{Cache, Packed, Sequence, cache};
 use kernels::matmul::Accumulate;
 use kernels::qk_norm_rope::Table;
 use kernels::{Pool, embedding, rms_norm, swiglu};
 
+use super::Decode;
 use crate::lm::{Config, Weights};
 
 /// Rows of one prefill step: enough to share each load of the weights, few enough to stay in cache.
@@ -172,6 +174,43 @@ impl<'a> Decoder<'a> {
             self.step(pool, tokens, &rows);
         }
         (sequence, (prompt.len() - 1) % PREFILL_ROWS)
+    }
+}
+
+impl Decode for Decoder<'_> {
+    fn config(&self) -> &Config {
+        self.weights.config()
+    }
+
+    fn prefill(&mut self, pool: &Pool, prompt: &[u32]) -> Result<(Sequence, Vec<f32>), Failure> {
+        let (sequence, last) = Decoder::prefill(self, pool, prompt);
+        let logits = self.logits(pool, last, 1).to_vec();
+        Ok((sequence, logits))
+    }
+
+    fn fork(&mut self, sequence: &Sequence) -> Result<Sequence, Failure> {
+        Ok(self.cache.fork(sequence).expect("the cache was planned for it"))
+    }
+
+    fn release(&mut self, sequence: Sequence) {
+        self.cache.release(sequence);
+    }
+
+    fn step(
+        &mut self,
+        pool: &Pool,
+        tokens: &[u32],
+        sequences: &mut [&mut Sequence],
+    ) -> Result<&mut [f32], Failure> {
+        for sequence in &mut *sequences {
+            self.cache.extend(sequence, 1).expect("the cache was planned for it");
+        }
+        let rows: Vec<Row<'_>> = sequences
+            .iter()
+            .map(|sequence| Row { sequence, position: sequence.len() - 1 })
+            .collect();
+        Decoder::step(self, pool, tokens, &rows);
+        Ok(self.logits(pool, 0, tokens.len()))
     }
 }
 

@@ -1,5 +1,6 @@
 //! Agreement with transformers' `generate`, and independence of the batch.
 
+use kernels::decode::Row;
 use serde::Deserialize;
 
 use super::*;

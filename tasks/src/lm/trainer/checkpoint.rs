@@ -79,6 +79,9 @@ pub(super) struct Cursor {
     interval_nll: Bits,
     interval_targets: u64,
     pub(super) points: Vec<PointBits>,
+    /// What computed the steps, in order of first use; checkpoints before there were GPUs lack it.
+    #[serde(default)]
+    pub(super) devices: Vec<String>,
 }
 
 impl Cursor {
@@ -90,6 +93,13 @@ impl Cursor {
         self.n_targets += sums.n_tokens as u64;
         self.interval_nll.0 += sums.nll;
         self.interval_targets += sums.n_tokens as u64;
+    }
+
+    /// Notes what computed a step.
+    pub(super) fn note_device(&mut self, device: &str) {
+        if !self.devices.iter().any(|known| known == device) {
+            self.devices.push(device.to_owned());
+        }
     }
 
     /// The mean loss since the last call; that of the running mean when nothing was predicted.
@@ -104,20 +114,22 @@ impl Trainer<'_> {
     pub(super) fn save(&mut self, ctx: &Context, observer: &dyn Observer) -> Result<(), Failure> {
         self.cursor.version = VERSION;
         let cursor = serde_json::to_vec(&self.cursor).map_err(io::Error::from)?;
-        ctx.save_checkpoint(self.cursor.step, |dir| {
-            let vectors = [
-                ("weights", self.learner.weights.data()),
-                ("first_moment", &self.learner.optimizer.first),
-                ("second_moment", &self.learner.optimizer.second),
-            ];
-            hf::write_vectors(&dir.join(STATE_FILE), &vectors).map_err(|error| match error {
-                hf::Error::Io { source, .. } => source,
-                error @ hf::Error::Invalid { .. } => io::Error::other(error),
-            })?;
-            std::fs::write(dir.join(CURSOR_FILE), cursor)?;
-            observer.save(dir)
+        let step = self.cursor.step;
+        self.learner.save(|[weights, first, second]| {
+            ctx.save_checkpoint(step, |dir| {
+                let vectors =
+                    [("weights", weights), ("first_moment", first), ("second_moment", second)];
+                hf::write_vectors(&dir.join(STATE_FILE), &vectors).map_err(
+                    |error| match error {
+                        hf::Error::Io { source, .. } => source,
+                        error @ hf::Error::Invalid { .. } => io::Error::other(error),
+                    },
+                )?;
+                std::fs::write(dir.join(CURSOR_FILE), cursor)?;
+                observer.save(dir)
+            })
+            .map_err(|error| Failure::io("cannot save a checkpoint", &error))
         })
-        .map_err(|error| Failure::io("cannot save a checkpoint", &error))
     }
 
     pub(super) fn restore(&mut self, dir: &Path) -> Result<(), Failure> {
@@ -135,13 +147,11 @@ impl Trainer<'_> {
             ))
             .help("remove the checkpoint, or run with the version of sbp that wrote it"));
         }
-        let learner = &mut self.learner;
-        let mut vectors = [
-            ("weights", learner.weights.data_mut()),
-            ("first_moment", &mut learner.optimizer.first),
-            ("second_moment", &mut learner.optimizer.second),
-        ];
-        hf::read_vectors(&dir.join(STATE_FILE), &mut vectors)?;
+        self.learner.restore(|[weights, first, second]| {
+            let mut vectors =
+                [("weights", weights), ("first_moment", first), ("second_moment", second)];
+            Ok(hf::read_vectors(&dir.join(STATE_FILE), &mut vectors)?)
+        })?;
         self.cursor = cursor;
         Ok(())
     }

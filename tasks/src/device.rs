@@ -1,0 +1,232 @@
+//! The device that a node computes on: what its `device` resource asks for, given what there is.
+//!
+//! A GPU that is named is used or the node fails; only `auto` may take the CPU instead, and says why.
+//! The device is in no key, as threads are in none: results on a GPU are in bf16 and differ from the
+//! CPU's, so what computed is written into the artifact.
+
+use std::sync::Arc;
+
+use engine::task::{Context, Failure, Outputs};
+use kernels::cuda::choice::{Choice, Facts, Need, Request, choose};
+use kernels::cuda::{Device, Error, Gpu, compile, gpu};
+use serde::{Serialize, Serializer};
+
+/// Memory that the driver, its modules and cuBLASLt take beside what is planned.
+const DRIVER_BYTES: u64 = 1 << 30;
+
+/// The final figure of a node that computed on a GPU.
+const ON_GPU: &str = "on_gpu";
+
+/// What a node is about to do on a device.
+pub struct Work {
+    /// Whether there are kernels for it, or what stands in the way.
+    pub supported: Result<(), String>,
+    /// Bytes of device memory that it plans to take.
+    pub planned_bytes: u64,
+    /// What makes it smaller.
+    pub remedy: &'static str,
+}
+
+/// What is decided: the CPU, with what is to be told, or a GPU.
+#[derive(Debug, PartialEq, Eq)]
+enum Decision {
+    Cpu { told: Option<String> },
+    Gpu { index: u32, arch: String, notes: Vec<String> },
+}
+
+/// Opens the GPU that the node's `device` resource means; nothing for the CPU. What `auto` chooses,
+/// and why no GPU where it takes the CPU, is logged.
+///
+/// # Errors
+/// When the node names a GPU that cannot be used.
+pub fn open(ctx: &Context, work: &Work) -> Result<Option<Arc<dyn Device>>, Failure> {
+    #[cfg(test)]
+    if let Some(dir) = ctx.device().strip_prefix(tests::EMULATOR) {
+        return Ok(Some(tests::emulator(dir)));
+    }
+    let request: Request = ctx.device().parse().map_err(Failure::permanent)?;
+    if request == Request::Cpu {
+        return Ok(None);
+    }
+    match decide(request, &gpu::probe(), work)? {
+        Decision::Cpu { told } => {
+            told.into_iter().for_each(|told| ctx.warn(told));
+            Ok(None)
+        }
+        Decision::Gpu { index, arch, notes } => {
+            match Gpu::open(index, arch, &compile::cache_dir()) {
+                Ok(gpu) => {
+                    ctx.info(format!("`device: {request}` is cuda:{index}, {}", gpu.name()));
+                    notes.into_iter().for_each(|note| ctx.warn(note));
+                    Ok(Some(Arc::new(gpu)))
+                }
+                Err(error) if request == Request::Auto => {
+                    ctx.warn(format!(
+                        "`device: auto` takes the CPU: cuda:{index} does not open: {error}"
+                    ));
+                    Ok(None)
+                }
+                Err(error) => Err(failure(error)),
+            }
+        }
+    }
+}
+
+/// Adds to what a node reports that a GPU computed, where one did.
+#[must_use]
+pub fn note(outputs: Outputs, is_on_gpu: bool) -> Outputs {
+    if is_on_gpu { outputs.metric(ON_GPU, 1.0) } else { outputs }
+}
+
+/// What an item is made of where its bits are the device's own: helpers of another kind do not mix
+/// theirs in. On the CPU it is `made_of` alone.
+pub fn bound<T: Serialize>(device: Option<&dyn Device>, made_of: T) -> Bound<T> {
+    Bound { device: device.map(Device::name), made_of }
+}
+
+/// See [`bound`].
+pub struct Bound<T> {
+    device: Option<String>,
+    made_of: T,
+}
+
+impl<T: Serialize> Serialize for Bound<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match &self.device {
+            None => self.made_of.serialize(serializer),
+            Some(device) => (device, &self.made_of).serialize(serializer),
+        }
+    }
+}
+
+/// For work that has no kernels though its task has some.
+///
+/// # Errors
+/// When the node names a GPU.
+pub fn require_cpu(ctx: &Context, what: &str) -> Result<(), Failure> {
+    match ctx.device().parse() {
+        Ok(Request::Gpu(_)) => {
+            let device = ctx.device();
+            Err(Failure::permanent(format!("`device: {device}`: {what} have no GPU kernels"))
+                .help("leave `device` out, or set it to `auto` or `cpu`"))
+        }
+        Ok(Request::Auto | Request::Cpu) => Ok(()),
+        Err(message) => Err(Failure::permanent(message)),
+    }
+}
+
+/// What a request means on a machine of which `facts` are known.
+fn decide(request: Request, facts: &Facts, work: &Work) -> Result<Decision, Failure> {
+    if let (Err(reason), false) = (&work.supported, request == Request::Cpu) {
+        let message = format!("there are no GPU kernels for it: {reason}");
+        return match request {
+            Request::Auto => {
+                Ok(Decision::Cpu { told: Some(format!("`device: auto` takes the CPU: {message}")) })
+            }
+            Request::Cpu | Request::Gpu(_) => {
+                Err(Failure::permanent(format!("`device: {request}`: {message}"))
+                    .help("set `device: cpu`, or choose another model"))
+            }
+        };
+    }
+    let need = Need { bytes: work.planned_bytes + DRIVER_BYTES, remedy: work.remedy };
+    match choose(request, facts, need) {
+        Ok(Choice::Cpu { reason }) => {
+            let told = (request == Request::Auto)
+                .then(|| format!("`device: auto` takes the CPU: {reason}"));
+            Ok(Decision::Cpu { told })
+        }
+        Ok(Choice::Gpu { index, arch, notes }) => Ok(Decision::Gpu { index, arch, notes }),
+        Err(refusal) => Err(Failure::permanent(format!("`device: {request}`: {}", refusal.reason))
+            .help(refusal.remedy)),
+    }
+}
+
+/// A device's error as the task's.
+pub fn failure(error: Error) -> Failure {
+    match error {
+        full @ Error::OutOfMemory { .. } => Failure::permanent(full.to_string())
+            .help("free the GPU, or make the node smaller, such as by `micro_batch_tokens`"),
+        other => Failure::permanent(other.to_string()),
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::path::Path;
+
+    use kernels::cuda::Emulator;
+    use kernels::cuda::choice::GpuFacts;
+    use kernels::cuda::emulator::Schedule;
+
+    use super::*;
+
+    /// In tests, a device of this name and a folder is the emulator.
+    pub(crate) const EMULATOR: &str = "emulator:";
+
+    /// The device resource that means the emulator, which keeps its compiled kernels.
+    pub(crate) fn emulated() -> String {
+        format!("{EMULATOR}{}", std::env::temp_dir().join("sbp-emulated-kernels").display())
+    }
+
+    pub(super) fn emulator(dir: &str) -> Arc<dyn Device> {
+        Arc::new(Emulator::new(Path::new(dir), Schedule::Forward))
+    }
+
+    fn machine(free_gib: &[u64]) -> Facts {
+        let gpu = |&free: &u64| GpuFacts {
+            name: "NVIDIA H200".to_owned(),
+            capability: [9, 0],
+            memory_bytes: 141 << 30,
+            free_bytes: Some(free << 30),
+        };
+        Facts {
+            driver: Some([13, 0]),
+            driver_trouble: None,
+            nvrtc: Some([13, 0]),
+            architectures: vec![80, 90],
+            has_cublas: true,
+            gpus: free_gib.iter().map(gpu).collect(),
+        }
+    }
+
+    fn work(gib: u64) -> Work {
+        Work { supported: Ok(()), planned_bytes: gib << 30, remedy: "lower `micro_batch_tokens`" }
+    }
+
+    #[test]
+    fn auto_says_why_it_takes_the_cpu_and_a_named_gpu_is_never_replaced() {
+        let check = |facts: &Facts, work: &Work, reason: &str| {
+            match decide(Request::Auto, facts, work) {
+                Ok(Decision::Cpu { told: Some(told) }) => {
+                    assert!(told.contains("takes the CPU") && told.contains(reason), "{told}");
+                }
+                other => panic!("{other:?}"),
+            }
+            let failure = decide(Request::Gpu(0), facts, work).unwrap_err();
+            assert!(failure.message.contains(reason), "{failure:?}");
+            assert!(failure.help.is_some(), "{failure:?}");
+            let cpu = decide(Request::Cpu, facts, work);
+            assert_eq!(cpu, Ok(Decision::Cpu { told: None }));
+        };
+        check(&Facts::default(), &work(1), "no NVIDIA driver");
+        check(&machine(&[40]), &work(40), "40.0 of 141.0 GiB free, and 41.0 are needed");
+        let odd = Work { supported: Err("a `head_dim` of 32".to_owned()), ..work(1) };
+        check(&machine(&[140]), &odd, "`head_dim` of 32");
+    }
+
+    #[test]
+    fn of_two_gpus_the_one_that_is_named_is_taken() {
+        let index = |request| match decide(request, &machine(&[60, 120]), &work(50)) {
+            Ok(Decision::Gpu { index, .. }) => index,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(index(Request::Gpu(0)), 0);
+        assert_eq!(index(Request::Gpu(1)), 1);
+        assert_eq!(index(Request::Auto), 1);
+        let failure = decide(Request::Gpu(0), &machine(&[60, 120]), &work(70)).unwrap_err();
+        let help = failure.help.unwrap();
+        assert!(help.contains("lower `micro_batch_tokens`, or free the GPU"), "{help}");
+        assert!(decide(Request::Gpu(2), &machine(&[60, 120]), &work(1)).is_err());
+    }
+}
