@@ -7,6 +7,7 @@ mod bench;
 mod browser;
 mod cli;
 mod cost;
+mod devices;
 mod documents;
 mod harness;
 mod judge;
