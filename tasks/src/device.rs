@@ -9,7 +9,6 @@ use std::sync::Arc;
 use engine::task::{Context, Failure, Outputs};
 use kernels::cuda::choice::{Choice, Facts, Need, Request, choose};
 use kernels::cuda::{Device, Error, Gpu, compile, gpu};
-use serde::{Serialize, Serializer};
 
 /// Memory that the driver, its modules and cuBLASLt take beside what is planned.
 const DRIVER_BYTES: u64 = 1 << 30;
@@ -78,24 +77,12 @@ pub fn note(outputs: Outputs, is_on_gpu: bool) -> Outputs {
     if is_on_gpu { outputs.metric(ON_GPU, 1.0) } else { outputs }
 }
 
-/// What an item is made of where its bits are the device's own: helpers of another kind do not mix
-/// theirs in. On the CPU it is `made_of` alone.
-pub fn bound<T: Serialize>(device: Option<&dyn Device>, made_of: T) -> Bound<T> {
-    Bound { device: device.map(Device::name), made_of }
-}
-
-/// See [`bound`].
-pub struct Bound<T> {
-    device: Option<String>,
-    made_of: T,
-}
-
-impl<T: Serialize> Serialize for Bound<T> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match &self.device {
-            None => self.made_of.serialize(serializer),
-            Some(device) => (device, &self.made_of).serialize(serializer),
-        }
+/// The name of a stage whose items have the bits of the device that makes them. It is in their keys,
+/// so that helpers on another kind of device mix none of theirs in.
+pub fn stage(name: &str, device: Option<&dyn Device>) -> String {
+    match device {
+        None => name.to_owned(),
+        Some(device) => format!("{name} on {}", device.name()),
     }
 }
 

@@ -222,7 +222,6 @@ fn score(
         let end = batches.len().min(first + ITEM_BATCHES);
         let weight = batches.tokens_before(end) - batches.tokens_before(first);
         let made_of = (model, batches.digest(heldout, first..end));
-        let made_of = device::bound(device.as_deref(), made_of);
         let name = format!("batches {first} to {}", end - 1);
         items.push(task::Item::new(name, &made_of, first..end).weight(weight));
     }
@@ -232,7 +231,8 @@ fn score(
         let reader = Reader::new(device.clone(), &pool, weights, capacity)?;
         Ok((reader, windows::Buffers::default()))
     };
-    let results = ctx.stage("score", "tokens").alone().each_with(
+    let stage = device::stage("score", device.as_deref());
+    let results = ctx.stage(&stage, "tokens").alone().each_with(
         items.clone(),
         begin,
         |(reader, buffers), range, item| {

@@ -236,7 +236,7 @@ impl Task for Synthesize {
         let is_on_gpu = device.is_some();
         let n_slots =
             if is_on_gpu { n_slots } else { slots_within_memory(ctx, params, weights.config())? };
-        let made_of = made_of(params, inputs, device.as_deref());
+        let stage = device::stage("draw", device.as_deref());
         let desk = Desk {
             params,
             weights: &weights,
@@ -249,11 +249,12 @@ impl Task for Synthesize {
         let tally = Tally::new(ctx, params);
         let dir = ctx.out("corpus")?;
         let mut synthesis = Synthesis::new(params, &plan, &tally, CorpusWriter::create(&dir)?);
+        let made_of = made_of(params, inputs);
         let items = books::items().map(|draws| {
             let name = format!("draws {} to {}", draws.start, draws.end - 1);
             Item::new(name, &(&made_of, draws.clone()), draws)
         });
-        ctx.stage("draw", "texts").alone().stream(
+        ctx.stage(&stage, "texts").alone().stream(
             items,
             books::n_held(n_slots),
             |feed| desk.work(feed, plan.clone(), &tally),
@@ -268,14 +269,10 @@ impl Task for Synthesize {
 }
 
 /// What every draw depends on: all but the target, and what is outside the key anyway.
-fn made_of(
-    params: &Params,
-    inputs: &Inputs,
-    device: Option<&dyn kernels::cuda::Device>,
-) -> impl Serialize + use<> {
+fn made_of(params: &Params, inputs: &Inputs) -> impl Serialize {
     let params = Params { target_tokens: None, n_documents: None, batch: 0, ..params.clone() };
     let digest = |port| inputs.many(port).first().map(|input| input.digest);
-    device::bound(device, (params, ["model", "tokenizer", "seeds"].map(digest)))
+    (params, ["model", "tokenizer", "seeds"].map(digest))
 }
 
 /// Fails unless the decision in `dir` lets the run go on.

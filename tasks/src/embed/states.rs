@@ -62,7 +62,7 @@ pub(super) fn rows(
     let capacity = BATCH_TOKENS.max(embedder.n_tokens_max);
     let device = device::open(ctx, &Reader::work(source.weights.config(), capacity))?;
     let made_of = (source.digest(ctx, inputs, documents), params.pooling, embedder.limits());
-    let made_of = device::bound(device.as_deref(), made_of);
+    let stage = device::stage("states", device.as_deref());
     let item = |span: Span| {
         let (name, weight) = (span.name(), span.weight());
         Item::new(name, &(&made_of, span.digest), span).weight(weight)
@@ -70,7 +70,7 @@ pub(super) fn rows(
     let items = rows::spans(documents, SPAN_TOKENS).into_iter().map(item).collect();
     // One worker has all threads, and so the pool.
     let begin = |_| Reader::new(device.clone(), pool, &source.weights, capacity);
-    let results = ctx.stage("states", "documents").alone().last().each_with(
+    let results = ctx.stage(&stage, "documents").alone().last().each_with(
         items,
         begin,
         |reader, span, item| {

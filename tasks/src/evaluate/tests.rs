@@ -8,14 +8,14 @@ use serde_json::json;
 use super::*;
 use crate::format::tokens::TokensWriter;
 use crate::lm::Config;
-use crate::lm::init::Init;
 use crate::lm::Forward;
+use crate::lm::init::Init;
 
 const VOCAB: usize = 50;
 const CONTEXT: usize = 16;
 
-fn model(dir: &Path, change: impl Fn(&mut Weights)) -> PathBuf {
-    let config = Config {
+fn config() -> Config {
+    Config {
         d_model: 16,
         n_layers: 2,
         n_heads: 2,
@@ -27,8 +27,11 @@ fn model(dir: &Path, change: impl Fn(&mut Weights)) -> PathBuf {
         rope_theta: 1e4,
         norm_eps: 1e-6,
         tie_embeddings: false,
-    };
-    let mut weights = Init::default().draw(&Pool::new(1), &config, 7);
+    }
+}
+
+fn model(dir: &Path, change: impl Fn(&mut Weights)) -> PathBuf {
+    let mut weights = Init::default().draw(&Pool::new(1), &config(), 7);
     change(&mut weights);
     hf::save(dir, &weights, None).unwrap();
     dir.to_owned()
@@ -135,6 +138,35 @@ fn a_stopped_evaluation_goes_on_with_the_same_bytes() {
         let n_tries = again.items.n_tries();
         assert!(n_tries <= n_items as u64 + 1, "{n_tries} tries for {n_items} items");
     }
+}
+
+/// Items of another device are no part of a result; those of the same are.
+#[test]
+fn devices_do_not_share_items() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = Config { head_dim: 64, d_model: 32, d_ffn: 32, ..config() };
+    let weights = Init::default().draw(&Pool::new(1), &config, 7);
+    let model = dir.path().join("model");
+    hf::save(&model, &weights, None).unwrap();
+    let heldout = heldout(&dir.path().join("heldout"), &[9, 30, 2], VOCAB as u32);
+    let mut bench = Bench::new(dir.path()).input("model", &model).input("heldout", &heldout);
+    let mut score = |device: &str| {
+        device.clone_into(&mut bench.device);
+        let outputs = bench.run::<Evaluate>(&json!({})).unwrap();
+        let is_on_gpu = outputs.metrics.contains_key("on_gpu");
+        (outputs.metrics["mean_nll"], is_on_gpu, bench.items.n_done())
+    };
+    let (on_cpu, is_on_gpu, n_done) = score("cpu");
+    assert_eq!((is_on_gpu, n_done), (false, 1));
+    let emulated = device::tests::emulated();
+    let (found, is_on_gpu, n_done) = score(&emulated);
+    assert_eq!((is_on_gpu, n_done), (true, 2));
+    assert!(
+        found.to_bits() != on_cpu.to_bits() && (found - on_cpu).abs() < 1e-2,
+        "{found} {on_cpu}"
+    );
+    assert_eq!(score(&emulated).2, 2);
+    assert_eq!(score("cpu"), (on_cpu, false, 2));
 }
 
 #[test]

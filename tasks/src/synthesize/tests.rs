@@ -23,6 +23,10 @@ struct World {
 
 impl World {
     fn new() -> Self {
+        Self::with_head_dim(8)
+    }
+
+    fn with_head_dim(head_dim: usize) -> Self {
         let world = Self { dir: tempfile::tempdir().unwrap() };
         let corpus = world.path("source");
         let mut writer = CorpusWriter::create(&corpus).unwrap();
@@ -55,7 +59,7 @@ impl World {
             n_layers: 2,
             n_heads: 4,
             n_kv_heads: 2,
-            head_dim: 8,
+            head_dim,
             d_ffn: 24,
             vocab_size: tokenizer.vocab_size() as usize + 3,
             context: CONTEXT,
@@ -115,6 +119,32 @@ fn the_corpus_does_not_depend_on_batch_or_threads() {
     let other = world.bench("other", 1);
     other.run::<Synthesize>(&json!({"target_tokens": 900, "seed": 1})).unwrap();
     assert!(files(&other) != files(&one));
+}
+
+/// On a device too, and its items are no part of what the CPU writes.
+#[test]
+fn a_device_writes_a_corpus_of_its_own_in_any_batch() {
+    let world = World::with_head_dim(64);
+    let run = |bench: &mut Bench, device: &str, batch: u32| {
+        device.clone_into(&mut bench.device);
+        let params = json!({
+            "n_documents": 5, "max_new_tokens": 3, "on_truncate": "keep", "draws_per_visit": 2,
+            "batch": batch,
+        });
+        let outputs = bench.run::<Synthesize>(&params).unwrap();
+        let files = files(bench);
+        fs::remove_dir_all(bench.out("corpus")).unwrap();
+        (files, outputs.metrics.contains_key("on_gpu"), bench.items.n_done())
+    };
+    let emulated = device::tests::emulated();
+    let mut bench = world.bench("one", 1);
+    let on_cpu = run(&mut bench, "cpu", 4);
+    let few = run(&mut bench, &emulated, 4);
+    assert_eq!(([on_cpu.1, few.1], few.2 > on_cpu.2), ([false, true], true));
+    assert_eq!(run(&mut bench, &emulated, 4), few);
+    assert_eq!(run(&mut bench, "cpu", 4).0, on_cpu.0);
+    let many = run(&mut world.bench("other", 2), &emulated, 19);
+    assert!(many.0 == few.0 && many.1);
 }
 
 #[test]
