@@ -49,14 +49,18 @@ pub fn open(ctx: &Context, work: &Work) -> Result<Option<Arc<dyn Device>>, Failu
     }
     match decide(request, &gpu::probe(), work)? {
         Decision::Cpu { told } => {
-            told.into_iter().for_each(|told| ctx.warn(told));
+            if let Some(told) = told {
+                ctx.warn(told);
+            }
             Ok(None)
         }
         Decision::Gpu { index, arch, notes } => {
             match Gpu::open(index, arch, &compile::cache_dir()) {
                 Ok(gpu) => {
                     ctx.info(format!("`device: {request}` is cuda:{index}, {}", gpu.name()));
-                    notes.into_iter().for_each(|note| ctx.warn(note));
+                    for note in notes {
+                        ctx.warn(note);
+                    }
                     Ok(Some(Arc::new(gpu)))
                 }
                 Err(error) if request == Request::Auto => {

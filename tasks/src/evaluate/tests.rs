@@ -144,7 +144,7 @@ fn a_stopped_evaluation_goes_on_with_the_same_bytes() {
 #[test]
 fn devices_do_not_share_items() {
     let dir = tempfile::tempdir().unwrap();
-    let config = Config { head_dim: 64, d_model: 32, d_ffn: 32, ..config() };
+    let config = Config { head_dim: 64, d_model: 32, d_ffn: 32, vocab_size: 56, ..config() };
     let weights = Init::default().draw(&Pool::new(1), &config, 7);
     let model = dir.path().join("model");
     hf::save(&model, &weights, None).unwrap();

@@ -61,7 +61,7 @@ impl World {
             n_kv_heads: 2,
             head_dim,
             d_ffn: 24,
-            vocab_size: tokenizer.vocab_size() as usize + 3,
+            vocab_size: tokenizer.vocab_size() as usize + 8,
             context: CONTEXT,
             rope_theta: 1e4,
             norm_eps: 1e-6,

@@ -15,6 +15,9 @@ use crate::lm::device::{DeviceModel, Purpose};
 use crate::lm::optimizer::{Optimizer, Rule};
 use crate::lm::{Config, Forward, Weights};
 
+/// Fills weights and both moments.
+pub(super) type Read<'r> = dyn FnMut([&mut [f32]; 3]) -> Result<(), Failure> + 'r;
+
 /// A model in training, wherever its numbers are. Everything but `device` and `config` fails when the
 /// machine does.
 pub(super) trait Backend {
@@ -52,10 +55,7 @@ pub(super) trait Backend {
     fn state(&mut self) -> Result<[Cow<'_, [f32]>; 3], Failure>;
 
     /// Lets `read` fill weights and both moments.
-    fn restore(
-        &mut self,
-        read: &mut dyn FnMut([&mut [f32]; 3]) -> Result<(), Failure>,
-    ) -> Result<(), Failure>;
+    fn restore(&mut self, read: &mut Read<'_>) -> Result<(), Failure>;
 }
 
 /// A model in this machine's memory, in f32.
@@ -140,10 +140,7 @@ impl Backend for OnCpu<'_> {
         Ok([self.weights.data(), first, second].map(Cow::Borrowed))
     }
 
-    fn restore(
-        &mut self,
-        read: &mut dyn FnMut([&mut [f32]; 3]) -> Result<(), Failure>,
-    ) -> Result<(), Failure> {
+    fn restore(&mut self, read: &mut Read<'_>) -> Result<(), Failure> {
         let Optimizer { first, second, .. } = &mut self.optimizer;
         read([self.weights.data_mut(), first, second])
     }
@@ -226,10 +223,7 @@ impl Backend for OnDevice {
         Ok([Cow::Borrowed(self.weights()?.data()), Cow::Owned(first), Cow::Owned(second)])
     }
 
-    fn restore(
-        &mut self,
-        read: &mut dyn FnMut([&mut [f32]; 3]) -> Result<(), Failure>,
-    ) -> Result<(), Failure> {
+    fn restore(&mut self, read: &mut Read<'_>) -> Result<(), Failure> {
         let zeros = || vec![0.0; self.weights.data().len()];
         let (mut first, mut second) = (zeros(), zeros());
         read([self.weights.data_mut(), &mut first, &mut second])?;
