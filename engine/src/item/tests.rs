@@ -21,6 +21,7 @@ fn context(dir: &Path, board: &Arc<MemoryBoard>, n_threads: usize) -> Context {
         n_threads,
         memory_bytes: None,
         is_approved: false,
+        device: "cpu".to_owned(),
         cancel: CancelToken::default(),
         sink: Arc::new(MemorySink::default()),
     };
