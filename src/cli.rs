@@ -23,10 +23,13 @@ pub(crate) use operate::{CancelArgs, GcArgs, PinArgs, RetryArgs, RuleArgs, TagAr
 
 use crate::exit;
 
+/// The version, with the commit where the binary was built in a checkout.
+pub(crate) const VERSION: &str = env!("SBP_VERSION");
+
 /// Runs pipelines of content-addressed tasks; its tasks are the whole of Synthetic Bootstrapped
 /// Pretraining.
 #[derive(Debug, Parser)]
-#[command(name = "sbp", version, max_term_width = 100, after_help = exit::HELP)]
+#[command(name = "sbp", version = VERSION, max_term_width = 100, after_help = exit::HELP)]
 pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) global: Global,

@@ -136,7 +136,11 @@ async fn expect_node(engine: &Engine, run: &str, name: &str) -> Result<()> {
 }
 
 fn settings(place: Place) -> engine::Settings {
-    engine::Settings { ledger: place.ledger, ..engine::Settings::new(place.dir) }
+    engine::Settings {
+        ledger: place.ledger,
+        build: format!("sbp {}", crate::cli::VERSION),
+        ..engine::Settings::new(place.dir)
+    }
 }
 
 /// A time span in microseconds, for people.

@@ -22,6 +22,8 @@ pub struct Settings {
     pub ledger: Option<String>,
     /// How long a claimed node stays claimed without a sign of life.
     pub lease: Duration,
+    /// The program, with version and commit, as the ledger keeps it with what was made by it.
+    pub build: String,
     /// The time; tests hold it still.
     pub clock: Clock,
 }
@@ -33,6 +35,7 @@ impl Settings {
             dir: dir.into(),
             ledger: None,
             lease: Duration::from_mins(1),
+            build: String::new(),
             clock: Clock::default(),
         }
     }
@@ -120,6 +123,7 @@ pub struct Engine {
     pub(crate) clock: Clock,
     pub(crate) lease: Duration,
     pub(crate) owner: Owner,
+    pub(crate) build: String,
 }
 
 /// Tells owners in one process apart.
@@ -132,14 +136,14 @@ impl Engine {
     /// [`Error::Store`] or [`Error::Ledger`]: read-only, damaged, made by a newer program, on a
     /// network file system, unreachable.
     pub async fn open(settings: Settings) -> Result<Self, Error> {
-        let Settings { dir, ledger, lease, clock } = settings;
+        let Settings { dir, ledger, lease, build, clock } = settings;
         let salt = N_ENGINES.fetch_add(1, Ordering::Relaxed);
         let owner = Owner::this_process(clock.now_us(), salt);
         let fresh_id = Digest::of(format!("store {}", owner.id).as_bytes()).short();
         let store = blocking(|| Store::open(&dir, &fresh_id))?;
         let location = location(ledger, &store);
         let ledger = Arc::new(Ledger::open(&location, &clock).await?);
-        Ok(Self { store, ledger, clock, lease, owner })
+        Ok(Self { store, ledger, clock, lease, owner, build })
     }
 
     /// Opens store and ledger for questions: [`Engine::plan`] and the operators' views. Makes
@@ -148,13 +152,13 @@ impl Engine {
     /// # Errors
     /// [`Error::Store`] or [`Error::Ledger`]: damaged, made by a newer program, unreachable.
     pub async fn look(settings: Settings) -> Result<Self, Error> {
-        let Settings { dir, ledger, lease, clock } = settings;
+        let Settings { dir, ledger, lease, build, clock } = settings;
         let salt = N_ENGINES.fetch_add(1, Ordering::Relaxed);
         let owner = Owner::this_process(clock.now_us(), salt);
         let store = blocking(|| Store::look(&dir))?;
         let location = location(ledger, &store);
         let ledger = Arc::new(Ledger::look(&location, &clock).await?);
-        Ok(Self { store, ledger, clock, lease, owner })
+        Ok(Self { store, ledger, clock, lease, owner, build })
     }
 
     /// Says what a run would do, and why. Changes nothing.

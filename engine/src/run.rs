@@ -11,6 +11,7 @@ mod heart;
 mod report;
 #[cfg(test)]
 mod tests;
+mod upstream;
 
 use std::collections::BTreeSet;
 
@@ -51,7 +52,7 @@ impl Engine {
             pools: options.pools.clone(),
         };
         check_resources(pipeline, &covered, &total)?;
-        self.ledger.register(&self.owner).await?;
+        self.ledger.register(&self.owner, &self.build).await?;
         self.ledger.recover(&self.owner).await?;
         self.clean().await?;
         let mut resolver =

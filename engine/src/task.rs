@@ -19,7 +19,7 @@ use serde_json::{Map, Value};
 pub use crate::item::{Feed, Held, Item, ItemContext, ItemResult, ItemResults, Stage};
 pub use context::{
     CancelToken, Checkpoint, Context, ContextParts, ExternalFile, Input, Inputs, Journal, LogLevel,
-    Outputs, Report, Sink,
+    Outputs, Report, Sink, Upstream,
 };
 pub use estimate::{Estimate, FILE_BYTES, Facts, Predicted};
 pub(crate) use failure::panic_text;
@@ -119,7 +119,8 @@ pub enum Determinism {
     Bitwise,
     /// The same bytes on one device kind and instruction set, for any thread count.
     BitwisePerDevice,
-    /// The bytes carry measured times or other facts of one execution.
+    /// The bytes carry measured times or other facts of one execution, such as
+    /// [`Context::upstream`].
     Measured,
 }
 

@@ -91,7 +91,7 @@ fn machine() -> Value {
         "cpu": cpu,
         "threads": thread::available_parallelism().ok().map(usize::from),
         "load": load,
-        "version": env!("CARGO_PKG_VERSION"),
+        "version": crate::cli::VERSION,
         "build": if cfg!(debug_assertions) { "debug" } else { "release" },
     })
 }

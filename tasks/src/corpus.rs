@@ -433,8 +433,9 @@ impl CorpusWriter {
     }
 }
 
-/// Makes `to` the same file as `from`, or a copy where files cannot be linked.
-fn link(from: &Path, to: &Path) -> io::Result<()> {
+/// Makes `to` the same file as `from`, or a copy where files cannot be linked: for files that nobody
+/// writes to any more.
+pub(crate) fn link(from: &Path, to: &Path) -> io::Result<()> {
     match std::fs::remove_file(to) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}

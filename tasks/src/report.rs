@@ -4,13 +4,16 @@
 //! is escaped. What it says in words follows from the numbers by fixed rules.
 
 mod chart;
+mod cost;
 mod figures;
 mod page;
 mod tables;
 
 use std::path::Path;
 
-use engine::task::{Context, Determinism, Failure, Input, Inputs, Outputs, ParamError, Port, Task};
+use engine::task::{
+    Context, Determinism, Failure, Input, Inputs, Outputs, ParamError, Port, Task, Upstream,
+};
 use kernels::philox::Philox;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -95,13 +98,14 @@ struct Study {
     shown_arm: Option<String>,
     samples: Vec<Sample>,
     inputs: Vec<(String, Input)>,
+    upstream: Vec<Upstream>,
 }
 
 impl Task for Report {
     const KIND: &'static str = "report";
-    const REVISION: u32 = 3;
+    const REVISION: u32 = 4;
     const SUMMARY: &'static str = "writes one self-contained HTML page, with CSV and SVG files";
-    const DETERMINISM: Determinism = Determinism::BitwisePerDevice;
+    const DETERMINISM: Determinism = Determinism::Measured;
     const INPUTS: &'static [Port] = &[
         Port::one("comparison", "comparison", "the arms' figures"),
         Port::many("curves", "model", "the trained model of each arm, for its curve"),
@@ -125,7 +129,7 @@ impl Task for Report {
     }
 
     fn run(ctx: &mut Context, params: &Params, inputs: &Inputs) -> Result<Outputs, Failure> {
-        let study = read(params, inputs)?;
+        let study = read(params, inputs, ctx.upstream())?;
         ctx.check_cancelled()?;
         let dir = ctx.out("report")?;
         let charts = page::Charts::of(&study);
@@ -162,7 +166,7 @@ fn escape(text: &str) -> String {
     out
 }
 
-fn read(params: &Params, inputs: &Inputs) -> Result<Study, Failure> {
+fn read(params: &Params, inputs: &Inputs, upstream: &[Upstream]) -> Result<Study, Failure> {
     let mut provenance = Vec::new();
     for port in Report::INPUTS {
         for input in inputs.many(port.name) {
@@ -195,6 +199,7 @@ fn read(params: &Params, inputs: &Inputs) -> Result<Study, Failure> {
         judgement: inputs.optional("judgement").map(Judgement::read).transpose()?,
         samples: samples(params, inputs)?,
         inputs: provenance,
+        upstream: upstream.to_vec(),
     })
 }
 

@@ -133,6 +133,7 @@ fn work(
         memory_bytes: assignment.memory_bytes,
         is_approved: assignment.is_approved,
         device: assignment.device,
+        upstream: assignment.upstream,
         cancel: cancel.clone(),
         sink,
     };

@@ -11,7 +11,7 @@ use serde_json::{Map, Number, Value};
 
 use crate::digest::Digest;
 use crate::item::{Call, State};
-use crate::task::{ExternalFile, Failure, Inputs, LogLevel, Report};
+use crate::task::{ExternalFile, Failure, Inputs, LogLevel, Report, Upstream};
 
 /// From the run to the process.
 #[derive(Debug, Serialize, Deserialize)]
@@ -75,6 +75,7 @@ pub(crate) struct Assignment {
     pub(crate) memory_bytes: Option<u64>,
     pub(crate) is_approved: bool,
     pub(crate) device: String,
+    pub(crate) upstream: Vec<Upstream>,
     pub(crate) items: Items,
 }
 

@@ -22,6 +22,7 @@ fn context(dir: &Path, board: &Arc<MemoryBoard>, n_threads: usize) -> Context {
         memory_bytes: None,
         is_approved: false,
         device: "cpu".to_owned(),
+        upstream: Vec::new(),
         cancel: CancelToken::default(),
         sink: Arc::new(MemorySink::default()),
     };

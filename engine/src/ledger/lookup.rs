@@ -111,7 +111,7 @@ const LIVE_ATTEMPTS: &str = "
 const RUNNING_OWNERS: &str = "SELECT DISTINCT owner FROM run WHERE state = 'running'";
 
 /// The rows of a one-column statement.
-fn column<T: ToString>(values: impl Iterator<Item = T>) -> Result<String, Error> {
+pub(super) fn column<T: ToString>(values: impl Iterator<Item = T>) -> Result<String, Error> {
     let rows: Vec<[String; 1]> = values.map(|value| [value.to_string()]).collect();
     serde_json::to_string(&rows).map_err(Error::value)
 }

@@ -1,6 +1,7 @@
 //! Who holds a lease, and whether it still lives.
 
 use std::fs;
+use std::io::Read as _;
 
 use super::database::{Bind, Database, Row};
 use super::{Error, Ledger};
@@ -50,6 +51,21 @@ impl Owner {
     }
 }
 
+/// Processor, threads and memory of this machine.
+fn machine() -> String {
+    // The first processor's lines are enough; a large machine has megabytes of them.
+    let mut text = String::new();
+    if let Ok(file) = fs::File::open("/proc/cpuinfo") {
+        let _ = file.take(4096).read_to_string(&mut text);
+    }
+    let model = text.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
+    let model = model.map_or(std::env::consts::ARCH, |(_, name)| name.trim());
+    let n_threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let info = rustix::system::sysinfo();
+    let bytes = info.totalram as f64 * f64::from(info.mem_unit);
+    format!("{model}, {n_threads} threads, {:.0} GiB", bytes / (1_u64 << 30) as f64)
+}
+
 /// Start time of a process in clock ticks since boot; `None` when there is no such process, or
 /// only the remains of one.
 fn started(pid: i64) -> Option<i64> {
@@ -64,8 +80,8 @@ fn started(pid: i64) -> Option<i64> {
 }
 
 const INSERT_OWNER: &str = "
-    INSERT INTO owner (id, host, boot, pid, pid_started, started_us)
-    VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (id) DO NOTHING";
+    INSERT INTO owner (id, host, boot, pid, pid_started, started_us, build, machine)
+    VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT (id) DO NOTHING";
 
 const OWNERS_AT_WORK: &str = "
     SELECT DISTINCT o.id, o.host, o.boot, o.pid, o.pid_started
@@ -99,8 +115,9 @@ const ABANDON_RUNS: &str = "
 const ABANDON_RUN: &str = "UPDATE run SET state = 'abandoned', ended_us = $2 WHERE id = $1";
 
 impl Ledger {
-    /// Writes the owner down, once, before it claims anything.
-    pub(crate) async fn register(&self, owner: &Owner) -> Result<(), Error> {
+    /// Writes the owner down, once, before it claims anything; it runs the program `build`.
+    pub(crate) async fn register(&self, owner: &Owner, build: &str) -> Result<(), Error> {
+        let machine = machine();
         let mut database = self.database.lock().await;
         let binds = [
             Bind::Text(&owner.id),
@@ -109,6 +126,8 @@ impl Ledger {
             Bind::Int(owner.pid),
             Bind::Int(owner.pid_started),
             Bind::Int(self.clock.now_us()),
+            Bind::Text(build),
+            Bind::Text(&machine),
         ];
         database.run(INSERT_OWNER, &binds).await?;
         Ok(())

@@ -29,6 +29,12 @@ const MIGRATIONS: &[Migration] = &[
         sqlite: include_str!("../../../migrations/sqlite/0003_operators.sql"),
         postgres: include_str!("../../../migrations/postgres/0003_operators.sql"),
     },
+    Migration {
+        version: 4,
+        name: "provenance",
+        sqlite: include_str!("../../../migrations/sqlite/0004_provenance.sql"),
+        postgres: include_str!("../../../migrations/postgres/0004_provenance.sql"),
+    },
 ];
 
 /// The schema that this program reads and writes.

@@ -43,7 +43,7 @@ macro_rules! tables {
 
 const TABLES: &[Table] = tables! {
     "owner" by "id": id TEXT, host TEXT, boot TEXT, pid BIGINT, pid_started BIGINT,
-        started_us BIGINT, batch BIGINT;
+        started_us BIGINT, batch BIGINT, build TEXT, machine TEXT;
     "run" by "started_us, id": id TEXT, pipeline TEXT, path TEXT, text TEXT, params TEXT,
         owner TEXT, state TEXT, started_us BIGINT, ended_us BIGINT, nodes_digest TEXT;
     "external_list" by "digest": digest TEXT, files TEXT;

@@ -44,7 +44,7 @@ impl Forecast {
 
 impl From<Past> for Expected {
     fn from(past: Past) -> Self {
-        let Past { duration_us, memory_bytes, disk_bytes } = past;
+        let Past { duration_us, memory_bytes, disk_bytes, .. } = past;
         Self { duration_us, memory_bytes, disk_bytes }
     }
 }

@@ -140,6 +140,7 @@ impl Job {
             memory_bytes: context.memory_bytes,
             is_approved: context.is_approved,
             device: context.device.clone(),
+            upstream: context.upstream.clone(),
             items: executor::Items {
                 store: items.store.dir().to_owned(),
                 scope: items.scope,

@@ -25,7 +25,7 @@ use crate::ledger::{Batch, Verdict as Ruled};
 use crate::open::{Engine, Error};
 use crate::plan::{NodeResult, Outputs, Resolver, Verdict};
 use crate::schedule::{Amounts, Event, Policy, State};
-use crate::task::{CancelToken, Failure, FailureKind};
+use crate::task::{CancelToken, Failure, FailureKind, Upstream};
 
 /// How often reports reach the observer.
 const REPORT_EVERY: Duration = Duration::from_millis(100);
@@ -89,6 +89,10 @@ pub(super) struct Driver<'a> {
     /// Metrics, logs and progress that can wait a little.
     reports: Batch,
     asks: Vec<(usize, bool)>,
+    /// Nodes being claimed that are to be told of those upstream.
+    curious: Vec<usize>,
+    /// What they are told when they start.
+    upstream: BTreeMap<usize, Vec<Upstream>>,
     /// Who waits for an answer about items, in the order of the batch.
     desks: Vec<Sender<Vec<item::State>>>,
     crew: Crew,
@@ -152,6 +156,8 @@ impl<'a> Driver<'a> {
             batch: Batch::default(),
             reports: Batch::default(),
             asks: Vec::new(),
+            curious: Vec::new(),
+            upstream: BTreeMap::new(),
             desks: Vec::new(),
             crew: Crew::default(),
             posts: unbounded_channel(),
@@ -306,6 +312,10 @@ impl<'a> Driver<'a> {
             resolver,
             batch: std::mem::take(&mut self.batch),
             asks,
+            about: std::mem::take(&mut self.curious)
+                .into_iter()
+                .map(|node| (node, self.above(node)))
+                .collect(),
             recover,
             listen,
             run: self.run.clone(),
@@ -320,13 +330,15 @@ impl<'a> Driver<'a> {
 
     /// Takes in what came back.
     fn land(&mut self, landing: Landing<'a>) {
-        let Landing { resolver, batch, reply, resolved, unreadable, desks, cancels } = landing;
+        let Landing { resolver, batch, reply, resolved, unreadable, desks, cancels, upstream } =
+            landing;
         self.resolver = Some(resolver);
         for (desk, states) in desks.into_iter().zip(reply.items) {
             // The attempt may have been given up meanwhile.
             let _ = desk.send(states);
         }
         self.remove_items(reply.collected);
+        self.upstream.extend(upstream);
         for wanted in cancels {
             self.obey_operator(wanted);
         }
@@ -380,6 +392,18 @@ impl<'a> Driver<'a> {
         for (node, result) in resolved {
             self.take_result(node, result);
         }
+    }
+
+    /// Every node upstream of one that is being claimed, with its key.
+    fn above(&self, node: usize) -> Vec<(usize, NodeKey)> {
+        let mut above = BTreeSet::new();
+        let mut todo = vec![node];
+        while let Some(node) = todo.pop() {
+            let sources = self.node(node).inputs.values().flatten();
+            todo.extend(sources.map(|source| source.node).filter(|node| above.insert(*node)));
+        }
+        let with_key = |node: usize| Some((node, self.results[node].as_ref()?.key));
+        above.into_iter().filter_map(with_key).collect()
     }
 
     /// The lease is gone: whatever the attempt does, its result does not count.

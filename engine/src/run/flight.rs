@@ -7,11 +7,13 @@ use std::time::Duration;
 
 use tokio::sync::mpsc::UnboundedSender;
 
+use super::upstream;
 use crate::item::State;
-use crate::key::Components;
+use crate::key::{Components, NodeKey};
 use crate::ledger::{self, Batch, Ledger, Owner, Reply, Writer};
 use crate::open::{Engine, Error};
 use crate::plan::{NodeResult, Resolver};
+use crate::task::Upstream;
 
 /// A ledger that cannot be reached for longer ends the run; it can be resumed.
 const PATIENCE: Duration = Duration::from_mins(10);
@@ -37,6 +39,8 @@ pub(super) struct Landing<'a> {
     pub(super) desks: Vec<Sender<Vec<State>>>,
     /// Nodes that an operator wants stopped; `None` stands for the run.
     pub(super) cancels: Vec<Option<String>>,
+    /// What nodes that asked for it are told of those upstream.
+    pub(super) upstream: Vec<(usize, Vec<Upstream>)>,
 }
 
 /// A flight under way.
@@ -47,6 +51,8 @@ pub(super) struct Cargo<'a> {
     pub(super) resolver: Resolver<'a>,
     pub(super) batch: Batch,
     pub(super) asks: Vec<Ask>,
+    /// Nodes to tell of those upstream, with what stands there.
+    pub(super) about: Vec<(usize, Vec<(usize, NodeKey)>)>,
     /// Whether to look for dead owners first.
     pub(super) recover: bool,
     /// Whether to ask what operators want stopped.
@@ -61,7 +67,8 @@ pub(super) struct Cargo<'a> {
 
 /// Sends the cargo off.
 pub(super) async fn fly<'a>(engine: &'a Engine, cargo: Cargo<'a>) -> Result<Landing<'a>, Error> {
-    let Cargo { mut resolver, batch, asks, recover, listen, run, trouble, desks, .. } = cargo;
+    let Cargo { mut resolver, batch, asks, about, recover, listen, run, trouble, desks, .. } =
+        cargo;
     let (ledger, owner): (&Ledger, &Owner) = (&engine.ledger, &engine.owner);
     let writer = Writer {
         owner,
@@ -110,7 +117,12 @@ pub(super) async fn fly<'a>(engine: &'a Engine, cargo: Cargo<'a>) -> Result<Land
             }
         };
     }
-    Ok(Landing { resolver, batch, reply, resolved, unreadable, desks, cancels })
+    let mut upstream = Vec::with_capacity(about.len());
+    for (node, above) in about {
+        let told = || upstream::look(ledger, resolver.pipeline, &above);
+        upstream.push((node, patiently(ledger, &trouble, told).await?));
+    }
+    Ok(Landing { resolver, batch, reply, resolved, unreadable, desks, cancels, upstream })
 }
 
 /// Calls `attempt` until it succeeds, fails for good, or patience ends.

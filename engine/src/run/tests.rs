@@ -358,3 +358,4 @@ mod kills;
 mod operate;
 mod processes;
 mod trouble;
+mod upstream;

@@ -148,6 +148,31 @@ impl Inputs {
     }
 }
 
+/// What a node upstream was to take, and what it took.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Upstream {
+    /// The node's name.
+    pub node: String,
+    /// Its task's kind.
+    pub task: String,
+    /// Work by unit as its task predicts it ([`super::Task::cost`]).
+    pub work: BTreeMap<String, f64>,
+    /// Seconds that it was to take, by the attempts at the node before this key was first tried;
+    /// `None` when there were none.
+    pub expected_s: Option<f64>,
+    /// Seconds of all attempts at its key together; `None` when the ledger knows of none.
+    pub took_s: Option<f64>,
+    /// Attempts at its key.
+    pub n_attempts: u64,
+    /// Highest resident memory of the process of an attempt, in bytes; 0 where the system did not
+    /// say.
+    pub peak_memory_bytes: u64,
+    /// The program that made it: version and commit.
+    pub build: Option<String>,
+    /// Processor, threads and memory of the machine that made it.
+    pub machine: Option<String>,
+}
+
 /// What a finished task says of its result, besides the files.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Outputs {
@@ -183,6 +208,9 @@ pub struct ContextParts {
     pub is_approved: bool,
     /// What is to compute: `cpu`, `auto`, or a GPU such as `cuda:0`.
     pub device: String,
+    /// Every node upstream, in topological order; empty unless the task is
+    /// [`super::Determinism::Measured`].
+    pub upstream: Vec<Upstream>,
     /// Tells the task to stop.
     pub cancel: CancelToken,
     /// Takes the task's reports.
@@ -263,6 +291,13 @@ impl Context {
     /// The node's `device` resource: `cpu`, `auto`, or a GPU such as `cuda:0`.
     pub fn device(&self) -> &str {
         &self.parts.device
+    }
+
+    /// What every node upstream was to take and took, in topological order. Only for tasks that are
+    /// [`super::Determinism::Measured`]: for others it is empty, since their bytes must not depend
+    /// on it.
+    pub fn upstream(&self) -> &[Upstream] {
+        &self.parts.upstream
     }
 
     /// The newest valid checkpoint of this node's key, whichever run wrote it.

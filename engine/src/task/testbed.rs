@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::{
     CancelToken, Context, ContextParts, ExternalFile, Failure, Input, Inputs, Outputs, Registry,
-    Report, Sink, Task,
+    Report, Sink, Task, Upstream,
 };
 use crate::checkpoint::CheckpointStore;
 use crate::digest::Digest;
@@ -46,6 +46,8 @@ pub struct Bench {
     pub is_approved: bool,
     /// The node's `device` resource.
     pub device: String,
+    /// What the task is told of the nodes upstream.
+    pub upstream: Vec<Upstream>,
     /// Stops the task.
     pub cancel: CancelToken,
     /// What the task reported.
@@ -64,6 +66,7 @@ impl Bench {
             n_threads: 2,
             is_approved: false,
             device: "cpu".to_owned(),
+            upstream: Vec::new(),
             cancel: CancelToken::default(),
             sink: Arc::default(),
             items: Arc::default(),
@@ -125,6 +128,7 @@ impl Bench {
             memory_bytes: None,
             is_approved: self.is_approved,
             device: self.device.clone(),
+            upstream: self.upstream.clone(),
             cancel: self.cancel.clone(),
             sink: Arc::<MemorySink>::clone(&self.sink),
         };

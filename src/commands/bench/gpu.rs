@@ -58,7 +58,7 @@ pub(crate) fn run(args: &GpuArgs, printer: Printer) -> Result<ExitStatus> {
         "memory_bytes": gpu.memory_bytes(),
         "driver": facts.driver,
         "nvrtc": facts.nvrtc,
-        "version": env!("CARGO_PKG_VERSION"),
+        "version": crate::cli::VERSION,
         "build": if cfg!(debug_assertions) { "debug" } else { "release" },
     });
     let device: Arc<dyn Device> = Arc::new(gpu);

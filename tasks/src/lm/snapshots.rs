@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use engine::task::{Failure, ParamError};
 
 use super::{Weights, hf};
+use crate::corpus::link;
 
 /// The folder of the snapshots in a checkpoint, and the output port.
 pub const FOLDER: &str = "snapshots";
@@ -83,22 +84,22 @@ impl Snapshots {
     /// Adds the snapshots so far to a checkpoint.
     ///
     /// # Errors
-    /// When they cannot be copied.
+    /// When they can be neither linked nor copied.
     pub fn save(&self, checkpoint: &Path) -> std::io::Result<()> {
-        copy_tree(&self.dir, &checkpoint.join(FOLDER))
+        link_tree(&self.dir, &checkpoint.join(FOLDER))
     }
 
     /// Takes the snapshots back from a checkpoint.
     ///
     /// # Errors
-    /// When they cannot be copied.
+    /// When they can be neither linked nor copied.
     pub fn restore(&self, checkpoint: &Path) -> Result<(), Failure> {
-        Ok(copy_tree(&checkpoint.join(FOLDER), &self.dir)?)
+        Ok(link_tree(&checkpoint.join(FOLDER), &self.dir)?)
     }
 }
 
-/// Copies a folder of folders of files.
-fn copy_tree(from: &Path, to: &Path) -> std::io::Result<()> {
+/// Links a folder of folders of files, so that a checkpoint costs no copy of the snapshots before it.
+fn link_tree(from: &Path, to: &Path) -> std::io::Result<()> {
     for entry in walkdir::WalkDir::new(from).sort_by_file_name() {
         let entry = entry.map_err(std::io::Error::from)?;
         let relative = entry.path().strip_prefix(from).map_err(std::io::Error::other)?;
@@ -106,7 +107,7 @@ fn copy_tree(from: &Path, to: &Path) -> std::io::Result<()> {
         if entry.file_type().is_dir() {
             std::fs::create_dir_all(target)?;
         } else {
-            std::fs::copy(entry.path(), target)?;
+            link(entry.path(), &target)?;
         }
     }
     Ok(())

@@ -164,6 +164,7 @@ fn attempt_with(
         memory_bytes: None,
         is_approved: false,
         device: device.to_owned(),
+        upstream: Vec::new(),
         cancel: cancel.clone(),
         sink: Arc::new(CancelAt { step: cancel_at, token: cancel }),
     });

@@ -13,6 +13,9 @@ pub(super) fn files(study: &Study) -> Vec<(&'static str, String)> {
     if study.pairs.is_some() {
         files.push(("pairs.csv", pairs(study)));
     }
+    if !study.upstream.is_empty() {
+        files.push(("costs.csv", super::cost::csv(study)));
+    }
     let points = mixture(study);
     if !points.is_empty() {
         files.push(("mixture.csv", mixture_csv(&points)));
@@ -125,5 +128,6 @@ fn all(study: &Study) -> Value {
         "judgement": study.judgement,
         "benchmarks": study.benchmarks,
         "pairs": study.pairs,
+        "costs": study.upstream,
     })
 }

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use serde_json::Value;
 
 use super::chart::{self, Row, Series};
-use super::{Crossing, Study, crossing, escape, figures, look, tables};
+use super::{Crossing, Study, cost, crossing, escape, figures, look, tables};
 use crate::compare::{Arm, Comparison, Role};
 use crate::stats::Estimate;
 
@@ -207,6 +207,7 @@ pub(super) fn html(study: &Study, charts: &Charts) -> String {
     pairs(&mut out, study, charts);
     tables::quality(&mut out, study);
     tables::samples(&mut out, study);
+    cost::table(&mut out, study);
     tables::provenance(&mut out, study);
     out.push_str("</main>\n</body>\n</html>\n");
     out

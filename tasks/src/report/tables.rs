@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::page::{CLOSE_TABLE, number, open_table, p_value, row};
-use super::{Seed, Study, escape};
+use super::{Seed, Study, cost, escape};
 use crate::compare_benchmarks::{Cell, Line, Table};
 use crate::judge::Measure;
 use crate::measure_quality::{Quality, Rate};
@@ -238,6 +238,7 @@ pub(super) fn samples(out: &mut String, study: &Study) {
 
 pub(super) fn provenance(out: &mut String, study: &Study) {
     out.push_str("<h2>Provenance</h2>\n");
+    cost::makers(out, study);
     open_table(out, "Provenance", &["input", "made by", "digest"]);
     for (port, input) in &study.inputs {
         let made_by = format!("<code>{}</code>", escape(&format!("{}.{}", input.node, input.port)));

@@ -70,6 +70,14 @@ fn bench(dir: &Path) -> Bench {
         .input("synthetic", &corpus)
         .input("real", &tokens)
         .input("tokenizer", &tokenizer);
+    bench.upstream = vec![Upstream {
+        node: "joint[arm=sbp]".to_owned(),
+        took_s: Some(12.0),
+        n_attempts: 1,
+        build: Some("sbp 1.2.3 (abc)".to_owned()),
+        machine: Some("a <fast> machine".to_owned()),
+        ..Upstream::default()
+    }];
     for (i, (name, offset)) in ARMS.iter().enumerate() {
         let curve: PathBuf = dir.join(format!("curve_{i}"));
         write_curve(&curve, *offset, i);
@@ -95,6 +103,8 @@ fn the_page_is_whole_and_loads_nothing() {
         "<h2>Pairs",
         "<h2>Synthetic text",
         "<h2>Samples",
+        "<h2>Cost",
+        "<p class=\"note\">Computed by sbp 1.2.3 (abc) on a &lt;fast&gt; machine.</p>",
         "<h2>Provenance",
     ] {
         assert!(html.contains(expected), "{expected}");
@@ -115,6 +125,7 @@ fn the_page_is_whole_and_loads_nothing() {
         "curves.csv",
         "pairs.csv",
         "quality.csv",
+        "costs.csv",
         "figures.json",
     ] {
         assert!(std::fs::metadata(out.join(file)).unwrap().len() > 100, "{file}");
@@ -181,7 +192,7 @@ fn p_values_bring_their_sign() {
 fn study(dir: &Path) -> Study {
     let bench = bench(dir);
     let params: Params = serde_json::from_value(json!({})).unwrap();
-    read(&params, &Inputs::new(bench.inputs.clone())).unwrap()
+    read(&params, &Inputs::new(bench.inputs.clone()), &[]).unwrap()
 }
 
 fn shown(study: &Study) -> String {
@@ -197,7 +208,7 @@ fn curves_of_plain_nodes_are_those_of_the_arms() {
         input.node = format!("train_{i}");
     }
     let params: Params = serde_json::from_value(json!({})).unwrap();
-    let mut study = read(&params, &Inputs::new(bench.inputs.clone())).unwrap();
+    let mut study = read(&params, &Inputs::new(bench.inputs.clone()), &[]).unwrap();
     let names: Vec<&str> = study.curves.iter().map(|curve| curve.arm.as_str()).collect();
     assert_eq!(names, ARMS.map(|arm| arm.0));
     assert!(shown(&study).contains("The treatment stays below the baseline from "));
@@ -243,7 +254,7 @@ fn seeds_that_are_not_connected_are_not_denied() {
     let mut bench = bench(dir.path());
     bench.inputs.remove("real");
     let params: Params = serde_json::from_value(json!({})).unwrap();
-    let study = read(&params, &Inputs::new(bench.inputs.clone())).unwrap();
+    let study = read(&params, &Inputs::new(bench.inputs.clone()), &[]).unwrap();
     assert!(study.samples.iter().all(|sample| sample.seed == Seed::NotShown));
     let html = shown(&study);
     assert!(html.contains("(not shown)") && !html.contains("(written without a seed)"));

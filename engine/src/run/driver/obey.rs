@@ -16,7 +16,9 @@ use crate::key::NodeKey;
 use crate::ledger::{AttemptEnd, Claim, EventRow, NodeChange, Publish, Verdict as Ruled};
 use crate::plan::{Outputs, Reason, Verdict, artifacts};
 use crate::schedule::{Command, Event, Why};
-use crate::task::{CancelToken, ContextParts, Failure, FailureKind, Input, Inputs, Sink, Task};
+use crate::task::{
+    CancelToken, ContextParts, Determinism, Failure, FailureKind, Input, Inputs, Sink, Task,
+};
 
 impl Driver<'_> {
     pub(super) fn published(&mut self, node: usize) {
@@ -127,6 +129,9 @@ impl Driver<'_> {
         };
         let claim = Claim { key, epoch, stale_lease_us, node: self.name(node) };
         self.batch.claims.insert(key, claim);
+        if self.node(node).task.determinism() == Determinism::Measured {
+            self.curious.push(node);
+        }
         let change = NodeChange { state: NodeState::Running, key: Some(key), reason };
         self.batch.nodes.insert(node, change);
     }
@@ -179,6 +184,7 @@ impl Driver<'_> {
                     .as_ref()
                     .is_some_and(|ruling| ruling.verdict == Ruled::Approved),
                 device: spec.resources.device.clone(),
+                upstream: self.upstream.remove(&node).unwrap_or_default(),
                 cancel: cancel.clone(),
                 sink,
             },

@@ -329,7 +329,7 @@ async fn stale_publish_is_refused() {
     let (old, new): (&'static Engine, &'static Engine) =
         (Box::leak(Box::new(old)), Box::leak(Box::new(new)));
     for engine in [old, new] {
-        engine.ledger.register(&engine.owner).await.unwrap();
+        engine.ledger.register(&engine.owner, &engine.build).await.unwrap();
     }
     let claim = |epoch, stale_lease_us| {
         let claim = Claim { key, epoch, stale_lease_us, node: "a".to_owned() };
