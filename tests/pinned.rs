@@ -177,7 +177,7 @@ const PINS: &[Pin] = &[
     ),
     pin("judge", 2, "judge", Figures(0.0, &[("answers", 20.0), ("repetition", 0.0)])),
     pin("select_model", 1, "select_model", Figures(0.0, &[("chosen", 0.0), ("n_candidates", 2.0)])),
-    pin("report", 3, "report", Figures(0.02, &[("html_bytes", 14_160.0)])),
+    pin("report", 4, "report", Figures(0.02, &[("html_bytes", 17_264.0)])),
     pin(
         "generate_world",
         1,

@@ -212,71 +212,108 @@ struct Query<'a> {
 
 impl Query<'_> {
     fn run(self, isa: Isa, pages: &[&[Line]], scores: &mut Vec<Line>, out: &mut [f32]) {
-        scores.resize(pages.len(), Line([0.0; 16]));
-        let pairs = self.q.chunks_exact(self.head_dim).zip(out.chunks_exact_mut(self.head_dim));
-        for (q, out) in pairs {
-            head(isa, self, q, pages, scores, out);
+        scores.resize(2 * pages.len(), Line([0.0; 16]));
+        let pairs = 2 * self.head_dim;
+        for (q, out) in self.q.chunks(pairs).zip(out.chunks_mut(pairs)) {
+            if q.len() == pairs {
+                two_heads(isa, self, q, pages, scores, out);
+            } else {
+                one_head(isa, self, q, pages, scores, out);
+            }
         }
     }
 }
 
 per_isa! {
-    fn head<M>(query: Query<'_>, q: &[f32], pages: &[&[Line]], scores: &mut [Line], out: &mut [f32]) {
-        head_body::<M>(query, q, pages, scores, out);
+    fn two_heads<M>(query: Query<'_>, q: &[f32], pages: &[&[Line]], scores: &mut [Line], out: &mut [f32]) {
+        heads::<2, M>(query, q, pages, scores, out);
     }
 }
 
-/// One query: scores of all positions, softmax, weighted sum of values.
+per_isa! {
+    fn one_head<M>(query: Query<'_>, q: &[f32], pages: &[&[Line]], scores: &mut [Line], out: &mut [f32]) {
+        heads::<1, M>(query, q, pages, scores, out);
+    }
+}
+
+/// `H` queries at a time, so that keys and values are read once for them: scores of all positions,
+/// softmax, weighted sum of values.
 #[inline(always)]
-fn head_body<M: Arith>(
+fn heads<const H: usize, M: Arith>(
     query: Query<'_>,
     q: &[f32],
     pages: &[&[Line]],
     scores: &mut [Line],
     out: &mut [f32],
 ) {
-    let scale = 1.0 / (query.head_dim as f32).sqrt();
+    let dim = query.head_dim;
+    let q: [&[f32]; H] = std::array::from_fn(|h| &q[h * dim..(h + 1) * dim]);
+    let scale = 1.0 / (dim as f32).sqrt();
+    let n = pages.len();
     let mut done = 0;
-    while pages.len() - done >= 4 {
-        let lines = score::<4, M>(q, [0, 1, 2, 3].map(|i| pages[done + i]), scale);
-        scores[done..done + 4].copy_from_slice(&lines);
+    while n - done >= 4 {
+        let lines = score::<H, 4, M>(q, [0, 1, 2, 3].map(|i| pages[done + i]), scale);
+        for (h, lines) in lines.iter().enumerate() {
+            scores[h * n + done..][..4].copy_from_slice(lines);
+        }
         done += 4;
     }
-    for (page, scores) in pages.iter().zip(&mut *scores).skip(done) {
-        [*scores] = score::<1, M>(q, [page], scale);
+    for done in done..n {
+        for h in 0..H {
+            [[scores[h * n + done]]] = score::<1, 1, M>([q[h]], [pages[done]], scale);
+        }
     }
-    let total = softmax::<M>(scores, query.n_positions);
+    let totals: [f32; H] =
+        std::array::from_fn(|h| softmax::<M>(&mut scores[h * n..(h + 1) * n], query.n_positions));
+    let weights: [&[Line]; H] = std::array::from_fn(|h| &scores[h * n..(h + 1) * n]);
     let mut line = 0;
     while line < query.value_lines {
         let first = line * 16;
+        let mut store = |h: usize, sums: &[Line]| {
+            let out = &mut out[h * dim..(h + 1) * dim][first..];
+            for (out, &sum) in out.iter_mut().zip(sums.iter().flat_map(|line| &line.0)) {
+                *out = sum / totals[h];
+            }
+        };
         if query.value_lines - line >= 4 {
-            let sums = weigh::<4, M>(query, pages, scores, line);
-            store(&sums, total, &mut out[first..]);
+            let sums = weigh::<H, 4, M>(query, pages, weights, line);
+            sums.iter().enumerate().for_each(|(h, sums)| store(h, sums));
             line += 4;
         } else {
-            let sums = weigh::<1, M>(query, pages, scores, line);
-            store(&sums, total, &mut out[first..]);
+            for (h, &weights) in weights.iter().enumerate() {
+                let [sums] = weigh::<1, 1, M>(query, pages, [weights], line);
+                store(h, &sums);
+            }
             line += 1;
         }
     }
 }
 
-/// Scaled scores of `P` pages; a score is one chain over the dimensions.
+/// Scaled scores of `P` pages for `H` queries; a score is one chain over the dimensions.
+///
+/// Loops over indices of arrays: written with iterators it compiles to single numbers instead of
+/// lines.
 #[inline(always)]
-fn score<const P: usize, M: Arith>(q: &[f32], pages: [&[Line]; P], scale: f32) -> [Line; P] {
-    let keys = pages.map(|page| &page[..q.len()]);
-    let mut sums = [Line([0.0; 16]); P];
-    for (i, &q) in q.iter().enumerate() {
-        for (sums, keys) in sums.iter_mut().zip(&keys) {
-            for (sum, &key) in sums.0.iter_mut().zip(&keys[i].0) {
-                *sum = M::mul_add(q, key, *sum);
+fn score<const H: usize, const P: usize, M: Arith>(
+    q: [&[f32]; H],
+    pages: [&[Line]; P],
+    scale: f32,
+) -> [[Line; P]; H] {
+    let n = q[0].len();
+    let q = q.map(|q| &q[..n]);
+    let keys = pages.map(|page| &page[..n]);
+    let mut sums = [[[0.0_f32; 16]; P]; H];
+    for i in 0..n {
+        for p in 0..P {
+            let key = &keys[p][i].0;
+            for h in 0..H {
+                for j in 0..16 {
+                    sums[h][p][j] = M::mul_add(q[h][i], key[j], sums[h][p][j]);
+                }
             }
         }
     }
-    for sum in sums.iter_mut().flat_map(|line| &mut line.0) {
-        *sum *= scale;
-    }
-    sums
+    sums.map(|sums| sums.map(|sums| Line(sums.map(|sum| sum * scale))))
 }
 
 /// Replaces scores by `e^(score - max)` and gives their sum; places past the end get 0.
@@ -302,34 +339,32 @@ fn softmax<M: Arith>(scores: &mut [Line], n_positions: usize) -> f32 {
     lanes::fold(sums, 0.0)
 }
 
-/// Weighted sums of `L` lines of the values from `line` on; a sum is one chain over the positions.
+/// Weighted sums of `L` lines of the values from `line` on, for `H` queries; a sum is one chain over
+/// the positions.
 #[inline(always)]
-fn weigh<const L: usize, M: Arith>(
+#[expect(clippy::needless_range_loop, reason = "as in `score`")]
+fn weigh<const H: usize, const L: usize, M: Arith>(
     query: Query<'_>,
     pages: &[&[Line]],
-    weights: &[Line],
+    weights: [&[Line]; H],
     line: usize,
-) -> [Line; L] {
-    let mut sums = [Line([0.0; 16]); L];
-    for (page, weights) in pages.iter().zip(weights) {
+) -> [[Line; L]; H] {
+    let mut sums = [[[0.0_f32; 16]; L]; H];
+    for (at, page) in pages.iter().enumerate() {
         let values = page[query.head_dim..].chunks_exact(query.value_lines);
-        for (values, &weight) in values.zip(&weights.0) {
+        for (j, values) in values.take(PAGE).enumerate() {
             let values = &values[line..line + L];
-            for (sums, values) in sums.iter_mut().zip(values) {
-                for (sum, &value) in sums.0.iter_mut().zip(&values.0) {
-                    *sum = M::mul_add(weight, value, *sum);
+            for l in 0..L {
+                for h in 0..H {
+                    let weight = weights[h][at].0[j];
+                    for k in 0..16 {
+                        sums[h][l][k] = M::mul_add(weight, values[l].0[k], sums[h][l][k]);
+                    }
                 }
             }
         }
     }
-    sums
-}
-
-#[inline(always)]
-fn store(sums: &[Line], total: f32, out: &mut [f32]) {
-    for (out, &sum) in out.iter_mut().zip(sums.iter().flat_map(|line| &line.0)) {
-        *out = sum / total;
-    }
+    sums.map(|sums| sums.map(Line))
 }
 
 #[cfg(test)]
