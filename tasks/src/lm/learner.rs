@@ -1,6 +1,6 @@
 //! One optimizer step: gradients summed over micro-batches, their length, the update.
 //!
-//! The same on the CPU and on a GPU; what differs is behind [`backend::Backend`].
+//! The same on the CPU and on a GPU; what differs is behind `backend::Backend`.
 
 mod backend;
 
