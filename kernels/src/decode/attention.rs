@@ -263,8 +263,11 @@ fn heads<const H: usize, M: Arith>(
             [[scores[h * n + done]]] = score::<1, 1, M>([q[h]], [pages[done]], scale);
         }
     }
-    let totals: [f32; H] =
-        std::array::from_fn(|h| softmax::<M>(&mut scores[h * n..(h + 1) * n], query.n_positions));
+    // Not by `array::from_fn`: its closure would be compiled without the caller's instruction set.
+    let mut totals = [0.0; H];
+    for h in 0..H {
+        totals[h] = softmax::<M>(&mut scores[h * n..(h + 1) * n], query.n_positions);
+    }
     let weights: [&[Line]; H] = std::array::from_fn(|h| &scores[h * n..(h + 1) * n]);
     let mut line = 0;
     while line < query.value_lines {
