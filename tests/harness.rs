@@ -4,6 +4,8 @@ use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -64,6 +66,15 @@ pub(crate) fn number(name: &str, default: u64) -> u64 {
     std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
 }
 
+/// Returns when `holds` is true; `what` names it when that takes too long.
+pub(crate) fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let began = Instant::now();
+    while !holds() {
+        assert!(began.elapsed() < Duration::from_mins(2), "not in two minutes: {what}");
+        sleep(Duration::from_millis(5));
+    }
+}
+
 /// What a command printed, and how it ended.
 #[derive(Debug)]
 pub(crate) struct Ran {
@@ -107,6 +118,8 @@ impl Place {
     pub(crate) fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_sbp"));
         command.args(args).current_dir(self.path()).stdin(Stdio::null());
+        // What was measured on this machine stays out, and what is measured in tests too.
+        command.env("XDG_CACHE_HOME", self.path().join("cache"));
         for name in [
             "SBP_DIR",
             "SBP_LEDGER",

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use crate::harness::{Dice, Place, Ran, number};
+use crate::harness::{Dice, Place, Ran, number, until};
 
 const N_NODES: u64 = 200;
 
@@ -167,14 +167,6 @@ fn killed_processes_lose_and_repeat_nothing() {
     println!("{n_kills} kills in {n_worlds} worlds");
 }
 
-fn waits_for(what: &str, mut holds: impl FnMut() -> bool) {
-    let began = Instant::now();
-    while !holds() {
-        assert!(began.elapsed() < Duration::from_mins(2), "not in two minutes: {what}");
-        sleep(Duration::from_millis(10));
-    }
-}
-
 fn signal(child: &Child, signal: Signal) {
     kill_process(Pid::from_child(child), signal).unwrap();
 }
@@ -205,7 +197,7 @@ fn a_run_that_stood_still_publishes_nothing() {
                 .flatten()
                 .any(|entry| entry.file_name().to_string_lossy().starts_with("step-"))
         };
-        waits_for("the first run saves a checkpoint", has_saved);
+        until("the first run saves a checkpoint", has_saved);
         signal(&first, Signal::STOP);
         let second = place.sbp(&run).expect(0).json();
         assert_eq!(second["ran"], 2, "{executor}: {second}");

@@ -1,9 +1,8 @@
 //! Nodes that run programs: the examples, and what becomes of programs when their run is killed.
 
 use std::path::Path;
-use std::time::{Duration, Instant};
 
-use crate::harness::{Place, digests, read};
+use crate::harness::{Place, digests, read, until};
 
 const EXAMPLES: [&str; 3] = ["programs.yaml", "draw.py", "average.sh"];
 const RUN: [&str; 3] = ["run", "pipelines/examples/programs.yaml", "--json"];
@@ -66,14 +65,6 @@ nodes:
 fn is_alive(pid: &str) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.trim())).unwrap_or_default();
     !stat.is_empty() && !stat.contains(") Z ")
-}
-
-fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let began = Instant::now();
-    while !holds() {
-        assert!(began.elapsed() < Duration::from_mins(1), "not in a minute: {what}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
 }
 
 #[test]

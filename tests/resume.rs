@@ -8,7 +8,7 @@ use std::time::{Duration, Instant, SystemTime};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use crate::harness::{Place, Ran, digests, read};
+use crate::harness::{Place, Ran, digests, read, until};
 
 const RUN: [&str; 4] = ["run", "small.yaml", "--json", "--cpu=2"];
 
@@ -146,8 +146,8 @@ fn an_interrupted_run_saves_and_resumes() {
         let entries = std::fs::read_dir(place.path().join(".sbp/checkpoints"));
         entries.map_or(0, Iterator::count)
     };
-    wait_until("training", || place.said().stderr.contains("train      started"));
-    wait_until("a checkpoint", || checkpoints() > 0);
+    until("training", || place.said().stderr.contains("train      started"));
+    until("a checkpoint", || checkpoints() > 0);
     kill_process(Pid::from_child(&child), Signal::INT).unwrap();
     let ran = ended(&place, &mut child).expect(130);
     assert_eq!(ran.json()["state"], "cancelled");
@@ -182,18 +182,10 @@ fn a_second_interrupt_stops_at_once() {
     let has = |name: &str| place.path().join(name).exists();
     let mut child = place.start(&["run", "slow.yaml"]);
     let pid = Pid::from_child(&child);
-    wait_until("the program runs", || has("started"));
+    until("the program runs", || has("started"));
     kill_process(pid, Signal::INT).unwrap();
-    wait_until("the program is asked to stop", || has("asked"));
+    until("the program is asked to stop", || has("asked"));
     kill_process(pid, Signal::INT).unwrap();
     ended(&place, &mut child).expect(130);
     assert!(!has("saved"), "the second interrupt was not heard");
-}
-
-fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
-    let began = Instant::now();
-    while !holds() {
-        assert!(began.elapsed() < Duration::from_mins(1), "not in a minute: {what}");
-        sleep(Duration::from_millis(5));
-    }
 }

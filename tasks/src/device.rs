@@ -90,7 +90,7 @@ pub fn stage(name: &str, device: Option<&dyn Device>) -> String {
     }
 }
 
-/// For work that has no kernels though its task has some.
+/// For work that has no kernels though its task has some. That `auto` takes the CPU is logged.
 ///
 /// # Errors
 /// When the node names a GPU.
@@ -101,7 +101,11 @@ pub fn require_cpu(ctx: &Context, what: &str) -> Result<(), Failure> {
             Err(Failure::permanent(format!("`device: {device}`: {what} have no GPU kernels"))
                 .help("leave `device` out, or set it to `auto` or `cpu`"))
         }
-        Ok(Request::Auto | Request::Cpu) => Ok(()),
+        Ok(Request::Auto) => {
+            ctx.warn(format!("`device: auto` takes the CPU: {what} have no GPU kernels"));
+            Ok(())
+        }
+        Ok(Request::Cpu) => Ok(()),
         Err(message) => Err(Failure::permanent(message)),
     }
 }

@@ -47,8 +47,8 @@ pub struct Params {
     /// Tokens in the vocabulary, the 256 bytes and 4 special tokens included.
     pub vocab_size: u32,
     /// Text that the trainer sees at most, in bytes, sampled document by document. Memory grows with
-    /// its distinct words: 3 times the text were taken for 250 MB of documentation, 15 times for text
-    /// in which most words were new.
+    /// its distinct words: it took 3 times the text for 250 MB of documentation, and takes more where
+    /// most words are new.
     #[serde(default = "default_sample_bytes")]
     pub sample_bytes: u64,
     /// Seed of the sample.

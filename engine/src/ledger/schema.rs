@@ -44,7 +44,7 @@ const HAS_VERSIONS_SQLITE: &str =
     "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = 'schema_version'";
 const HAS_VERSIONS_POSTGRES: &str = "SELECT count(*) FROM information_schema.tables
       WHERE table_schema = current_schema() AND table_name = 'schema_version'";
-const READ_VERSION: &str = "SELECT max(version), max(name) FROM schema_version";
+const READ_VERSION: &str = "SELECT max(version) FROM schema_version";
 const WRITE_VERSION: &str =
     "INSERT INTO schema_version (version, name, applied_us) VALUES ($1, $2, $3)";
 /// Any number that no other program on the same database uses; held to the transaction's end.

@@ -16,12 +16,12 @@ pub(super) async fn look(
     let keys: Vec<NodeKey> = above.iter().map(|(_, key)| *key).collect();
     let took = ledger.took(&keys).await?;
     let history = ledger.history(&pipeline.name).await?;
-    let costs = cost::estimate(pipeline, &Targets::All).unwrap_or_default();
+    let costs = cost::estimate(pipeline, &Targets::All).expect("no target is named");
     let told = above.iter().map(|(index, key)| {
         let node = &pipeline.nodes[*index];
         let (name, task) = (node.name.clone(), node.task.kind());
-        let cost = costs.iter().find(|cost| cost.index == *index);
-        let work = cost.into_iter().flat_map(|cost| cost.estimate.work.iter());
+        // Every node is covered, so that its cost stands at its own index.
+        let work = costs[*index].estimate.work.iter();
         let mut told = Upstream {
             work: work.map(|(unit, amount)| (unit.to_owned(), amount)).collect(),
             task: task.to_owned(),

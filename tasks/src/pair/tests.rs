@@ -97,11 +97,13 @@ fn a_device_changes_no_bit() {
         let mut bench = Bench::new(dir.path()).input("vectors", dir.path());
         bench.device = device.to_owned();
         let params = json!({ "method": "ivf", "k": 3, "threshold": -1.0 });
-        bench.run::<Pair>(&params).map(|_| ())
+        bench.run::<Pair>(&params).map(|_| format!("{:?}", bench.sink.reports()))
     };
     let failure = lists("cuda:0").unwrap_err();
     assert!(failure.message.contains("methods other than `exact`"), "{}", failure.message);
-    lists("auto").unwrap();
+    let told = "`device: auto` takes the CPU";
+    assert!(lists("auto").unwrap().contains(told));
+    assert!(!lists("cpu").unwrap().contains(told));
 }
 
 /// Shards of values change nothing, and neither do threads, nor where the search was stopped.

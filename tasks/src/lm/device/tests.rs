@@ -10,7 +10,8 @@ use super::*;
 use crate::lm::backward::Activations;
 use crate::lm::batch::Batch;
 
-fn config(tie_embeddings: bool) -> Config {
+/// A model of two layers whose shapes the kernels take.
+pub(crate) fn config(tie_embeddings: bool) -> Config {
     Config {
         d_model: 64,
         n_layers: 2,

@@ -5,24 +5,13 @@ use kernels::cuda::emulator::Schedule;
 use kernels::philox::Philox;
 
 use super::*;
+use crate::lm::device;
 use crate::lm::optimizer::Parametrization;
 
 const SIZES: Sizes = Sizes { row_tokens_max: 16, scored_tokens_max: 40 };
 
 fn config() -> Config {
-    Config {
-        d_model: 64,
-        n_layers: 2,
-        n_heads: 2,
-        n_kv_heads: 1,
-        head_dim: 64,
-        d_ffn: 96,
-        vocab_size: 40,
-        context: 16,
-        rope_theta: 1e4,
-        norm_eps: 1e-6,
-        tie_embeddings: true,
-    }
+    Config { context: 16, ..device::tests::config(true) }
 }
 
 fn settings() -> Settings {
