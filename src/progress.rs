@@ -194,7 +194,9 @@ fn line_of(
             (Weight::Trouble, node_line(node, &format!("warning: {text}")))
         }
         // Other log lines are where `sbp logs` finds them.
-        RunEvent::Cached { .. } | RunEvent::Reported { .. } => return None,
+        RunEvent::Cached { .. } | RunEvent::Reported { .. } | RunEvent::HashesFiles { .. } => {
+            return None;
+        }
         RunEvent::Retrying { node, failure, pause_us } => {
             let pause = Duration::from_micros(u64::try_from(*pause_us).unwrap_or(0));
             let text = format!("warning: {failure}; tries again in {}", human::span(pause));
@@ -296,6 +298,29 @@ mod tests {
            0:05  tune         8%  50.0k of 600k tokens  10.0k tokens/s  eta 0:55
            0:10  tune        16%  100k of 600k tokens  10.0k tokens/s  eta 0:50
         ");
+    }
+
+    #[test]
+    fn files_that_are_hashed_get_lines_until_the_run_starts() {
+        let mut state = State::default();
+        let mut lines = Vec::new();
+        let hashes = |read_bytes| RunEvent::HashesFiles {
+            node: "corpus".to_owned(),
+            n_files: 9,
+            size_bytes: 9_000_000,
+            read_bytes,
+        };
+        for second in 0..=9 {
+            let now = Duration::from_secs(second);
+            state.observe(&hashes(second * 1_000_000), now);
+            lines.extend(due_lines(&mut state.running, 6, now));
+        }
+        assert_eq!(lines, ["   0:05  corpus   55%  5.00M of 9.00M bytes  1.00M bytes/s  eta 0:04"]);
+        assert!(state.running.is_empty());
+        let started = RunEvent::RunStarted { run: "7".to_owned(), n_total: 2, n_cached: 0 };
+        state.observe(&started, Duration::from_secs(10));
+        state.observe(&hashes(1), Duration::from_secs(11));
+        assert!(state.running.is_empty());
     }
 
     #[test]

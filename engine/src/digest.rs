@@ -23,6 +23,11 @@ impl Digest {
     /// # Errors
     /// When the file cannot be opened or read.
     pub fn of_file(path: &Path) -> io::Result<(Self, u64)> {
+        Self::of_file_told(path, |_| ())
+    }
+
+    /// As [`Self::of_file`], and tells how many bytes more were read.
+    pub(crate) fn of_file_told(path: &Path, mut told: impl FnMut(u64)) -> io::Result<(Self, u64)> {
         let mut file = File::open(path)?;
         let mut hasher = blake3::Hasher::new();
         // Small files are many: they need no large buffer. One byte more than a file has finds its
@@ -37,6 +42,7 @@ impl Digest {
             }
             hasher.update(&buffer[..n]);
             size_bytes += n as u64;
+            told(n as u64);
         }
         Ok((Self(*hasher.finalize().as_bytes()), size_bytes))
     }

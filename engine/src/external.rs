@@ -6,6 +6,7 @@
 //! bucket (`s3://…`), for tasks that read streams.
 
 mod content;
+mod hashing;
 mod input;
 mod objects;
 
@@ -13,13 +14,13 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
 use crate::plan::FileList;
 pub use content::{Content, ExternalFile, Reader};
+pub(crate) use hashing::Hashing;
 
 /// A pattern that gives no files.
 #[derive(Debug, thiserror::Error)]
@@ -200,7 +201,7 @@ pub(crate) fn base(pattern: &str) -> String {
 
 /// Finds and hashes the files of `patterns`. `caches` holds what is known by [`base`] and is
 /// brought up to date; the folders whose entries changed go to `dirty`. What standard input holds is
-/// kept in the folder `keep`, and only hashed without one.
+/// kept in the folder `keep`, and only hashed without one. `told` hears how far the hashing is.
 ///
 /// # Errors
 /// When a pattern is malformed or gives no file, or a file cannot be read.
@@ -210,6 +211,7 @@ pub(crate) fn resolve(
     dirty: &mut Vec<String>,
     keep: Option<&Path>,
     now_us: i64,
+    told: &(dyn Fn(Hashing) + Sync),
 ) -> Result<Resolved, Error> {
     let mut found: Vec<(ExternalFile, Option<Stat>)> = Vec::new();
     for pattern in patterns {
@@ -224,7 +226,7 @@ pub(crate) fn resolve(
         let key = base(pattern);
         let matched = list(pattern)?;
         let cache = caches.entry(key.clone()).or_default();
-        let (files, changed) = hash(matched, cache, now_us)?;
+        let (files, changed) = hashing::hash(matched, cache, now_us, told)?;
         if changed {
             dirty.push(key);
         }
@@ -306,67 +308,4 @@ pub(crate) fn size_bytes(patterns: &[String]) -> Option<u64> {
         }
     }
     sum
-}
-
-/// A file changed this recently may change again without its times telling.
-const SETTLED_NS: i64 = 2_000_000_000;
-
-type Hashed = (ExternalFile, Stat);
-/// What a look at a file gave, and whether it had to be read.
-type Looked = (Stat, Digest, bool);
-
-fn hash(
-    matched: Vec<(PathBuf, String)>,
-    cache: &mut StatCache,
-    now_us: i64,
-) -> Result<(Vec<Hashed>, bool), Error> {
-    let n_threads = std::thread::available_parallelism().map_or(1, usize::from).min(8);
-    let next = AtomicUsize::new(0);
-    let known: &StatCache = cache;
-    let one = |(path, relative): &(PathBuf, String)| -> Result<Looked, Error> {
-        let io = |source| Error::Io { path: path.clone(), source };
-        let stat = Stat::of(path).map_err(io)?;
-        match known.get(relative) {
-            Some((before, digest)) if *before == stat => Ok((stat, *digest, false)),
-            _ => Ok((stat, Digest::of_file(path).map_err(io)?.0, true)),
-        }
-    };
-    let mut results: Vec<Option<Result<Looked, Error>>> = Vec::new();
-    results.resize_with(matched.len(), || None);
-    if matched.len() < 64 {
-        for (slot, file) in results.iter_mut().zip(&matched) {
-            *slot = Some(one(file));
-        }
-    } else {
-        let parts = std::thread::scope(|scope| {
-            let work = || {
-                let mut part = Vec::new();
-                loop {
-                    let i = next.fetch_add(1, Ordering::Relaxed);
-                    let Some(file) = matched.get(i) else { return part };
-                    part.push((i, one(file)));
-                }
-            };
-            let threads: Vec<_> = (0..n_threads).map(|_| scope.spawn(work)).collect();
-            let join = |thread: std::thread::ScopedJoinHandle<'_, _>| {
-                thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-            };
-            threads.into_iter().map(join).collect::<Vec<Vec<_>>>()
-        });
-        for (i, result) in parts.into_iter().flatten() {
-            results[i] = Some(result);
-        }
-    }
-    let mut files = Vec::with_capacity(matched.len());
-    let mut changed = false;
-    for ((path, relative), result) in matched.into_iter().zip(results) {
-        let (stat, digest, fresh) = result.expect("every file was visited")?;
-        let newest_ns = stat.mtime_ns.max(stat.ctime_ns);
-        if fresh && newest_ns < now_us.saturating_mul(1000).saturating_sub(SETTLED_NS) {
-            changed = true;
-            cache.insert(relative.clone(), (stat, digest));
-        }
-        files.push((ExternalFile::at(path, relative, digest, stat.size_bytes), stat));
-    }
-    Ok((files, changed))
 }

@@ -6,11 +6,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::clock::Clock;
+use crate::cost::{self, Machine};
 use crate::digest::Digest;
 use crate::external;
 use crate::graph::{Pipeline, Place};
 use crate::ledger::{self, Ledger, Location, Owner};
 use crate::plan::{self, Mode, Plan, Resolver, Targets, UnknownTarget, blocking};
+use crate::run::{Observer, Silent};
 use crate::store::{self, Store};
 
 /// Where the engine keeps things.
@@ -161,17 +163,34 @@ impl Engine {
         Ok(Self { store, ledger, clock, lease, owner, build })
     }
 
-    /// Says what a run would do, and why. Changes nothing.
+    /// Says what a run would do, and why, and what it will probably take: as past attempts did, and
+    /// without a past as fast as `machine` is. Changes nothing.
     ///
     /// # Errors
     /// When a target is unknown, external files cannot be read, or the ledger is in trouble.
-    pub async fn plan(&self, pipeline: &Pipeline, targets: &Targets) -> Result<Plan, Error> {
+    pub async fn plan(
+        &self,
+        pipeline: &Pipeline,
+        targets: &Targets,
+        machine: &Machine,
+    ) -> Result<Plan, Error> {
         let covered = targets.closure(pipeline)?;
-        let mut resolver =
-            Resolver::new(pipeline, &self.ledger, &self.store, &self.clock, Mode::Look);
+        let mut resolver = self.resolver(pipeline, Mode::Look, Arc::new(Silent));
         let results = resolver.all(&covered).await?;
         let history = self.ledger.history(&pipeline.name).await?;
-        Ok(plan::assemble(&resolver, &self.store, &covered, &results, &history))
+        let mut plan = plan::assemble(&resolver, &self.store, &covered, &results);
+        let costs = cost::estimate(pipeline, &Targets::All)?;
+        plan.foresee(pipeline, &history, &costs, machine);
+        Ok(plan)
+    }
+
+    pub(crate) fn resolver<'a>(
+        &'a self,
+        pipeline: &'a Pipeline,
+        mode: Mode,
+        observer: Arc<dyn Observer>,
+    ) -> Resolver<'a> {
+        Resolver::new(pipeline, &self.ledger, &self.store, &self.clock, mode, observer)
     }
 
     /// The artifact folder.

@@ -14,6 +14,7 @@ mod tests;
 mod upstream;
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use crate::digest::Digest;
 use crate::graph::Pipeline;
@@ -55,11 +56,10 @@ impl Engine {
         self.ledger.register(&self.owner, &self.build).await?;
         self.ledger.recover(&self.owner).await?;
         self.clean().await?;
-        let mut resolver =
-            Resolver::new(pipeline, &self.ledger, &self.store, &self.clock, Mode::Act);
+        let mut resolver = self.resolver(pipeline, Mode::Act, Arc::clone(&options.observer));
         let (results, run) = loop {
             let results = resolver.all(&covered).await?;
-            if !resolver.inputs_are_whole(&covered, &results, &*options.observer).await? {
+            if !resolver.inputs_are_whole(&covered, &results).await? {
                 continue;
             }
             let run = self.write_run(&resolver, &covered, &results).await?;

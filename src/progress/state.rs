@@ -46,6 +46,9 @@ impl State {
                 self.running.insert(node.clone(), Running::new(now));
             }
             RunEvent::Reported { node, report } => self.report(node, report, now),
+            RunEvent::HashesFiles { node, size_bytes, read_bytes, .. } => {
+                self.hashes(node, *read_bytes, *size_bytes, now);
+            }
             RunEvent::Retrying { node, .. } => return self.end(node, now),
             RunEvent::Finished { node, .. } => {
                 self.n_done += 1;
@@ -67,6 +70,19 @@ impl State {
             | RunEvent::LedgerTrouble { .. } => {}
         }
         None
+    }
+
+    /// Before the run starts, a node whose files are hashed is shown like one that runs.
+    fn hashes(&mut self, node: &str, done: u64, total: u64, now: Duration) {
+        if self.n_total > 0 {
+            return;
+        }
+        if done >= total {
+            self.running.remove(node);
+            return;
+        }
+        self.running.entry(node.to_owned()).or_insert_with(|| Running::new(now));
+        self.report(node, &Report::Progress { done, total, unit: "bytes".to_owned() }, now);
     }
 
     fn end(&mut self, node: &str, now: Duration) -> Option<Duration> {

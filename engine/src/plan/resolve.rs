@@ -7,7 +7,7 @@ use super::reason::{Reason, changes};
 use crate::Error;
 use crate::clock::Clock;
 use crate::digest::Digest;
-use crate::external::{self, Resolved, StatCache};
+use crate::external::{self, Hashing, Resolved, StatCache};
 use crate::graph::{Node, Pipeline};
 use crate::key::{Components, InputPart, NodeKey, is_labelled};
 use crate::ledger::{KeyState, KeyStatus, LastAttempt, Ledger, Ruling};
@@ -56,6 +56,8 @@ pub(crate) struct Resolver<'a> {
     store: &'a Store,
     clock: &'a Clock,
     mode: Mode,
+    /// Hears of what takes long.
+    observer: Arc<dyn Observer>,
     known: BTreeMap<NodeKey, KeyState>,
     manifests: BTreeMap<Digest, Manifest>,
     health: BTreeMap<Digest, Result<(), String>>,
@@ -74,6 +76,7 @@ impl<'a> Resolver<'a> {
         store: &'a Store,
         clock: &'a Clock,
         mode: Mode,
+        observer: Arc<dyn Observer>,
     ) -> Self {
         Self {
             pipeline,
@@ -81,6 +84,7 @@ impl<'a> Resolver<'a> {
             store,
             clock,
             mode,
+            observer,
             known: BTreeMap::new(),
             manifests: BTreeMap::new(),
             health: BTreeMap::new(),
@@ -320,7 +324,6 @@ impl<'a> Resolver<'a> {
         &mut self,
         covered: &[bool],
         results: &[Option<NodeResult>],
-        observer: &dyn Observer,
     ) -> Result<bool, Error> {
         let cached = |index: usize| match &results[index].as_ref()?.verdict {
             Verdict::Cached(outputs) => Some(outputs),
@@ -344,7 +347,7 @@ impl<'a> Resolver<'a> {
         }
         let sizes = given.keys().filter_map(|digest| self.manifests.get(digest));
         let size_bytes = sizes.map(Manifest::size_bytes).sum();
-        observer.observe(&RunEvent::ReadsInputs { n_artifacts: given.len(), size_bytes });
+        self.observer.observe(&RunEvent::ReadsInputs { n_artifacts: given.len(), size_bytes });
         let (store, digests) = (self.store.clone(), given.keys().copied().collect::<Vec<_>>());
         let read = tokio::task::spawn_blocking(move || store.verify_all(&digests));
         let problems = read.await.expect("reading files does not panic");
@@ -415,8 +418,15 @@ impl<'a> Resolver<'a> {
         let mut dirty = Vec::new();
         let keep = (self.mode == Mode::Act).then(|| self.store.dir().join("work"));
         let (patterns, stats) = (&node.external, &mut self.stats);
+        let observer = &*self.observer;
+        let told = |hashing: Hashing| {
+            let Hashing { n_files, size_bytes, read_bytes } = hashing;
+            let node = node.name.clone();
+            observer.observe(&RunEvent::HashesFiles { node, n_files, size_bytes, read_bytes });
+        };
         let resolved = blocking(|| {
-            external::resolve(patterns, stats, &mut dirty, keep.as_deref(), self.clock.now_us())
+            let now_us = self.clock.now_us();
+            external::resolve(patterns, stats, &mut dirty, keep.as_deref(), now_us, &told)
         });
         let dirty = if self.ledger.is_read_only() { Vec::new() } else { dirty };
         for base in dirty {

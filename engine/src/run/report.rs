@@ -211,6 +211,18 @@ pub enum RunEvent {
         /// Nodes whose results are there.
         n_cached: usize,
     },
+    /// Files that a node reads from outside the store, and whose digests are not known, are read:
+    /// told at first, every second, and when all are.
+    HashesFiles {
+        /// The node.
+        node: String,
+        /// How many files.
+        n_files: usize,
+        /// Their size in bytes.
+        size_bytes: u64,
+        /// So much of it was read.
+        read_bytes: u64,
+    },
     /// What nodes that may run are given is read in full, before anything runs.
     ReadsInputs {
         /// Artifacts.

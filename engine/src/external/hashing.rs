@@ -1,0 +1,134 @@
+//! Digests of many files at once: known ones by size, times and inode, the others by reading them.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use super::{Error, ExternalFile, Stat, StatCache};
+use crate::digest::Digest;
+
+/// A file changed this recently may change again without its times telling.
+const SETTLED_NS: i64 = 2_000_000_000;
+/// Pause between two words about the same files.
+const TELL_EVERY: Duration = Duration::from_secs(1);
+/// So few files are not worth threads.
+const FEW: usize = 64;
+
+/// How far the reading of files whose digests are not known is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Hashing {
+    pub(crate) n_files: usize,
+    pub(crate) size_bytes: u64,
+    pub(crate) read_bytes: u64,
+}
+
+type Hashed = (ExternalFile, Stat);
+
+/// The files with their digests, and whether `cache` changed. `told` hears of files that must be
+/// read: at first, every second, and when all are.
+pub(super) fn hash(
+    matched: Vec<(PathBuf, String)>,
+    cache: &mut StatCache,
+    now_us: i64,
+    told: &(dyn Fn(Hashing) + Sync),
+) -> Result<(Vec<Hashed>, bool), Error> {
+    let stats = in_parallel(&matched, |(path, _)| Stat::of(path).map_err(unreadable(path)))?;
+    let known = |i: usize| {
+        let (before, digest) = cache.get(&matched[i].1)?;
+        (*before == stats[i]).then_some(*digest)
+    };
+    let mut digests: Vec<Option<Digest>> = (0..matched.len()).map(known).collect();
+    let fresh: Vec<usize> = (0..matched.len()).filter(|&i| digests[i].is_none()).collect();
+    let teller = Teller::new(&fresh, &stats, told);
+    let read = in_parallel(&fresh, |&i| {
+        let path = &matched[i].0;
+        let read = Digest::of_file_told(path, |n_bytes| teller.read(n_bytes));
+        read.map(|(digest, _)| digest).map_err(unreadable(path))
+    })?;
+    teller.end();
+    let mut changed = false;
+    for (i, digest) in fresh.into_iter().zip(read) {
+        digests[i] = Some(digest);
+        let newest_ns = stats[i].mtime_ns.max(stats[i].ctime_ns);
+        if newest_ns < now_us.saturating_mul(1000).saturating_sub(SETTLED_NS) {
+            changed = true;
+            cache.insert(matched[i].1.clone(), (stats[i], digest));
+        }
+    }
+    let files =
+        matched.into_iter().zip(stats).zip(digests).map(|(((path, relative), stat), digest)| {
+            let digest = digest.expect("every file is known or was read");
+            (ExternalFile::at(path, relative, digest, stat.size_bytes), stat)
+        });
+    Ok((files.collect(), changed))
+}
+
+fn unreadable(path: &Path) -> impl FnOnce(io::Error) -> Error {
+    |source| Error::Io { path: path.to_owned(), source }
+}
+
+/// What `f` gives for each of `all`, in their order; the first error in that order.
+fn in_parallel<T: Sync, R: Send>(
+    all: &[T],
+    f: impl Fn(&T) -> Result<R, Error> + Sync,
+) -> Result<Vec<R>, Error> {
+    if all.len() < FEW {
+        return all.iter().map(f).collect();
+    }
+    let n_threads = std::thread::available_parallelism().map_or(1, usize::from).min(8);
+    let next = AtomicUsize::new(0);
+    let work = || {
+        let mut part = Vec::new();
+        loop {
+            let i = next.fetch_add(1, Ordering::Relaxed);
+            let Some(one) = all.get(i) else { return part };
+            part.push((i, f(one)));
+        }
+    };
+    let mut results = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..n_threads).map(|_| scope.spawn(work)).collect();
+        let join = |thread: std::thread::ScopedJoinHandle<'_, _>| {
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        };
+        threads.into_iter().flat_map(join).collect::<Vec<_>>()
+    });
+    results.sort_unstable_by_key(|(i, _)| *i);
+    results.into_iter().map(|(_, result)| result).collect()
+}
+
+/// Counts what was read, and tells of it now and then.
+struct Teller<'a> {
+    told: &'a (dyn Fn(Hashing) + Sync),
+    all: Hashing,
+    read_bytes: AtomicU64,
+    told_at: Mutex<Instant>,
+}
+
+impl<'a> Teller<'a> {
+    fn new(fresh: &[usize], stats: &[Stat], told: &'a (dyn Fn(Hashing) + Sync)) -> Self {
+        let size_bytes = fresh.iter().map(|&i| stats[i].size_bytes).sum();
+        let all = Hashing { n_files: fresh.len(), size_bytes, read_bytes: 0 };
+        if all.n_files > 0 {
+            told(all);
+        }
+        Self { told, all, read_bytes: AtomicU64::new(0), told_at: Mutex::new(Instant::now()) }
+    }
+
+    fn end(&self) {
+        if self.all.n_files > 0 {
+            (self.told)(Hashing { read_bytes: self.all.size_bytes, ..self.all });
+        }
+    }
+
+    fn read(&self, n_bytes: u64) {
+        let read_bytes = self.read_bytes.fetch_add(n_bytes, Ordering::Relaxed) + n_bytes;
+        // Whoever finds it taken leaves the telling to who has it.
+        let Ok(mut told_at) = self.told_at.try_lock() else { return };
+        if told_at.elapsed() >= TELL_EVERY {
+            *told_at = Instant::now();
+            (self.told)(Hashing { read_bytes, ..self.all });
+        }
+    }
+}
