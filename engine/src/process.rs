@@ -145,6 +145,11 @@ pub(crate) struct Limits<'a> {
     pub(crate) is_done: &'a AtomicBool,
 }
 
+/// Has this process killed when the thread that started it ends.
+pub(crate) fn die_with_parent() -> io::Result<()> {
+    Ok(rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?)
+}
+
 /// A program in a process group of its own.
 pub(crate) struct Program {
     child: Child,
@@ -156,10 +161,9 @@ impl Program {
     /// Starts `command` with its outputs connected to us. It is killed when the thread that calls
     /// this ends, as a killed process's threads do.
     pub(crate) fn start(mut command: Command) -> io::Result<Self> {
-        command.process_group(0).stdout(Stdio::piped()).stderr(Stdio::piped());
         let parent = std::process::id();
-        let die_with_parent = move || {
-            rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+        let tie = move || {
+            die_with_parent()?;
             // The parent may have died before the wish was known.
             match rustix::process::getppid() {
                 Some(now) if now.as_raw_nonzero().get().unsigned_abs() == parent => Ok(()),
@@ -168,7 +172,14 @@ impl Program {
         };
         // SAFETY: Between `fork` and `exec` the closure makes two system calls; it neither allocates
         // nor takes a lock.
-        unsafe { command.pre_exec(die_with_parent) };
+        unsafe { command.pre_exec(tie) };
+        Self::start_tied(command)
+    }
+
+    /// As [`Self::start`], for a program that calls [`die_with_parent`] itself: with nothing to do
+    /// between `fork` and `exec`, the system starts it without a copy of our page tables.
+    pub(crate) fn start_tied(mut command: Command) -> io::Result<Self> {
+        command.process_group(0).stdout(Stdio::piped()).stderr(Stdio::piped());
         let child = command.spawn()?;
         let group = Pid::from_child(&child);
         // Where the system does not let us, its own choice stands.

@@ -53,7 +53,7 @@ pub(crate) fn run(
         let (ours, theirs) = UnixStream::pair()?;
         let mut command = launcher.command(node)?;
         command.env(ATTEMPT, work_dir).stdin(Stdio::from(OwnedFd::from(theirs)));
-        Ok((ours, Program::start(command)?))
+        Ok((ours, Program::start_tied(command)?))
     };
     let (stream, program) = match start() {
         Ok(started) => started,

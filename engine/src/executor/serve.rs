@@ -17,6 +17,7 @@ use serde_json::Value;
 use super::wire::{Assignment, LastWord, Order, Word, receive, send};
 use crate::checkpoint::CheckpointStore;
 use crate::item::{Board, Call, ItemParts, ItemStore, State};
+use crate::process::die_with_parent;
 use crate::run::peak_memory_bytes;
 use crate::task::{
     CancelToken, Context, ContextParts, Failure, Outputs, Registry, Report, Sink, panic_text,
@@ -31,6 +32,8 @@ const PROGRESS_EVERY: Duration = Duration::from_millis(50);
 /// When standard input is no connection to a run, or the run is gone.
 pub fn serve(registry: &Registry) -> io::Result<()> {
     let stream = take_stdin()?;
+    // Where the run was gone before that, its end of the connection is closed.
+    die_with_parent()?;
     let mut orders = BufReader::new(stream.try_clone()?);
     let mut line = Vec::new();
     let Some(Order::Start(assignment)) = receive(&mut orders, &mut line)? else {
