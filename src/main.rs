@@ -1,5 +1,6 @@
 //! The `sbp` command line: parses, calls the engine, and renders; no logic of its own.
 
+mod calibration;
 mod cli;
 mod commands;
 mod error;

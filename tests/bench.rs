@@ -4,7 +4,9 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::process::{Child, Stdio};
 
-use crate::harness::Place;
+use serde_json::Value;
+
+use crate::harness::{Place, read};
 
 #[test]
 fn orch_counts_what_ran() {
@@ -18,6 +20,64 @@ fn orch_counts_what_ran() {
     for name in ["cold_cpu_ms_per_task", "noop_cpu_ms", "peak_rss_mib"] {
         assert!(figures[name].as_f64().unwrap() > 0.0, "{name} in {figures}");
     }
+}
+
+/// What a bench finds is what plans and costs count with where nothing ran, on this machine only.
+#[test]
+fn rates_calibrate_plans_and_costs() {
+    let place = Place::world();
+    let model = read("tests/pipelines/small.yaml");
+    place.write("small.yaml", &model);
+    let cost = || place.sbp(&["cost", "small.yaml", "--json"]).expect(0).json();
+    assert!(cost()["rates"]["bench"].is_null());
+    let before = place.sbp(&["plan", "small.yaml", "--json"]).expect(0).json();
+    assert_eq!(before["forecast"]["n_rated"], 0);
+    let workload = "{arch: smoke, rows: 2, micro_batch_tokens: 64, steps: 2, batches: [2], \
+                    prompt_tokens: 5, new_tokens: 7, runs: 1}";
+    place.write("workload.yaml", workload);
+    let bench = ["bench", "lm", "--config", "workload.yaml", "--threads", "1"];
+    let told = place.sbp(&bench).expect(0);
+    assert!(told.stderr.contains("`sbp plan` and `sbp cost` count with it"), "{}", told.stderr);
+    place.sbp(&["bench", "orch", "--n", "20"]).expect(0);
+
+    let figures = place.sbp(&[&bench[..], &["--json"]].concat()).expect(0).json();
+    let number = |value: &Value| value.as_f64().unwrap();
+    let trained = number(&figures["train_tokens_per_s"]) * number(&figures["train_flop_per_token"]);
+    let found = cost();
+    let rates = found["rates"]["bench"]["rates"].as_array().unwrap();
+    let rate = rates.iter().find(|rate| rate["unit"] == "train_flop").unwrap();
+    assert!((number(&rate["per_second"]) / trained - 1.0).abs() < 1e-9, "{rate} is not {trained}");
+    let source = found["rates"]["bench"]["source"].as_str().unwrap();
+    assert!(source.contains("`sbp bench lm`"), "{source}");
+    let nodes = found["nodes"].as_array().unwrap();
+    let node = nodes.iter().find(|node| node["task"] == "pretrain").unwrap();
+    let flop = number(&node["estimate"]["work"]["train_flop"]);
+    let hours = number(&node["hours"]["bench"]);
+    assert!((hours * 3600.0 * trained / flop - 1.0).abs() < 1e-9, "{hours} h for {flop}");
+
+    let plan = place.sbp(&["plan", "small.yaml", "--json"]).expect(0).json();
+    assert!(number(&plan["forecast"]["n_rated"]) > 0.0, "{plan}");
+    let nodes = plan["nodes"].as_array().unwrap();
+    let planned = nodes.iter().find(|planned| planned["name"] == node["name"]).unwrap();
+    assert_eq!(planned["expected"]["ground"], "rates");
+    let seconds = number(&planned["expected"]["duration_us"]) / 1e6;
+    assert!((seconds - 3600.0 * hours).abs() < 1e-5, "{seconds} s are not {hours} h");
+    // What the engine itself takes for each node comes on top.
+    let sum: f64 = nodes.iter().filter_map(|node| node["expected"]["duration_us"].as_f64()).sum();
+    assert!(number(&plan["forecast"]["serial_us"]) > sum, "{plan}");
+    let told = place.sbp(&["plan", "small.yaml"]).expect(0).stderr;
+    assert!(told.contains("are counted as `sbp bench` measured"), "{told}");
+
+    let host = std::fs::read_dir(place.path().join("cache/sbp/rates")).unwrap().next().unwrap();
+    let path = host.unwrap().path();
+    let text = std::fs::read_to_string(&path).unwrap().replace("\"threads\": ", "\"threads\": 9");
+    std::fs::write(&path, text).unwrap();
+    let other = place.sbp(&["cost", "small.yaml", "--json"]).expect(0);
+    assert!(other.stderr.contains("they are not used until"), "{}", other.stderr);
+    assert!(other.json()["rates"]["bench"].is_null());
+    std::fs::write(&path, "{").unwrap();
+    let damaged = place.sbp(&["cost", "small.yaml", "--json"]).expect(0);
+    assert!(damaged.stderr.contains("is not used"), "{}", damaged.stderr);
 }
 
 #[test]
@@ -87,7 +147,7 @@ fn hammer(place: &Place, ledger: &[&str]) {
         let output = child.wait_with_output().unwrap();
         let errors = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success() && errors.is_empty(), "{errors}");
-        let figures: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        let figures: Value = serde_json::from_slice(&output.stdout).unwrap();
         n_ran += figures["ran"].as_u64().unwrap() as usize;
     }
     let lines = std::fs::read_to_string(journal).unwrap();

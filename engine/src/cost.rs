@@ -60,6 +60,15 @@ impl Rates {
     }
 }
 
+/// How fast a machine is, for nodes without a past.
+#[derive(Clone, Debug, Default)]
+pub struct Machine {
+    /// How fast it works.
+    pub rates: Rates,
+    /// What the engine itself takes for a node, in microseconds.
+    pub node_overhead_us: f64,
+}
+
 /// What each covered node would take, in topological order. Reads no artifact and no ledger.
 ///
 /// # Errors

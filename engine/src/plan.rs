@@ -13,10 +13,9 @@ use serde::Serialize;
 use crate::digest::Digest;
 use crate::graph::{Pipeline, Place};
 use crate::key::NodeKey;
-use crate::ledger::History;
 use crate::store::Store;
 
-pub use forecast::{Expected, Forecast};
+pub use forecast::{Expected, Forecast, Ground};
 pub use reason::{Change, Reason};
 pub(crate) use reason::{Earlier, FileList, changes_between};
 pub(crate) use resolve::{Mode, NodeResult, Outputs, Resolver, Verdict, blocking};
@@ -119,7 +118,7 @@ pub struct PlannedNode {
     pub reason: Option<Reason>,
     /// Its artifacts, when cached.
     pub outputs: Artifacts,
-    /// What it will probably take, when it may run and the past tells.
+    /// What it will probably take, when it may run and the past or the machine's rates tell.
     pub expected: Option<Expected>,
     /// Where its entry stands in the YAML.
     pub place: Place,
@@ -149,7 +148,6 @@ pub(crate) fn assemble(
     store: &Store,
     covered: &[bool],
     results: &[Option<NodeResult>],
-    history: &History,
 ) -> Plan {
     let pipeline = resolver.pipeline;
     let mut nodes: Vec<PlannedNode> = Vec::new();
@@ -191,8 +189,7 @@ pub(crate) fn assemble(
             place: node.place.clone(),
         });
     }
-    let forecast = forecast::forecast(pipeline, &mut nodes, history);
-    Plan { pipeline: pipeline.name.clone(), nodes, forecast }
+    Plan { pipeline: pipeline.name.clone(), nodes, forecast: Forecast::default() }
 }
 
 /// Where the artifacts with these digests lie.

@@ -10,10 +10,11 @@ mod orch;
 mod usage;
 
 use std::fs;
-use std::thread;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::{Map, Value, json};
 
+use crate::calibration::{Calibration, Hardware, Rate};
 use crate::cli::{BenchArgs, BenchCommand};
 use crate::error::Result;
 use crate::exit::ExitStatus;
@@ -34,18 +35,41 @@ pub(crate) fn run(args: BenchArgs, place: Place, printer: Printer) -> Result<Exi
         BenchCommand::OrchRun(args) => return orch::run(args, place, printer),
         BenchCommand::OrchAttempt(_) => return super::attempt::run(&orch::registry()),
     };
+    let rates = figures.rates.clone();
     print(name, figures, printer)?;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Calibration::keep(name, &rates, now.as_micros() as i64, printer);
     Ok(ExitStatus::Done)
 }
 
 /// What a bench found: names and values, in order. A name ends in its unit.
 #[derive(Debug, Default)]
-pub(crate) struct Figures(Map<String, Value>);
+pub(crate) struct Figures {
+    values: Map<String, Value>,
+    /// What of it plans are to count with.
+    rates: Vec<Rate>,
+}
 
 impl Figures {
     /// Adds a figure.
     pub(crate) fn set(&mut self, name: &str, value: impl Into<Value>) {
-        self.0.insert(name.to_owned(), value.into());
+        self.values.insert(name.to_owned(), value.into());
+    }
+
+    /// Adds a rate that plans are to count with. One that is no number above 0 was not measured.
+    pub(crate) fn rate(&mut self, task: Option<&'static str>, unit: &'static str, per_second: f64) {
+        self.keep(Rate { task, unit, per_second });
+    }
+
+    fn keep(&mut self, rate: Rate) {
+        if rate.per_second.is_finite() && rate.per_second > 0.0 {
+            self.rates.push(rate);
+        }
+    }
+
+    /// A number among the figures.
+    fn number(&self, name: &str) -> Option<f64> {
+        self.values.get(name)?.as_f64()
     }
 }
 
@@ -54,13 +78,13 @@ fn print(name: &str, figures: Figures, printer: Printer) -> Result<()> {
     if printer.is_json() {
         let mut line = Map::new();
         line.insert("bench".to_owned(), json!(name));
-        line.extend(figures.0);
+        line.extend(figures.values);
         line.insert("machine".to_owned(), machine);
         printer.json(&line)?;
         return Ok(());
     }
     let mut table = Table::new(&["figure", ">value"]);
-    for (name, value) in figures.0 {
+    for (name, value) in figures.values {
         let shown = match &value {
             Value::String(text) => text.clone(),
             Value::Number(number) if number.is_f64() => {
@@ -82,14 +106,12 @@ fn print(name: &str, figures: Figures, printer: Printer) -> Result<()> {
 
 /// What the figures depend on besides the program; unknown parts are null.
 fn machine() -> Value {
-    let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let model = info.lines().find_map(|line| line.strip_prefix("model name"));
-    let cpu = model.and_then(|line| line.split_once(':')).map(|(_, name)| name.trim());
+    let Hardware { cpu, threads } = Hardware::here();
     let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
     let load: Option<f64> = load.split(' ').next().and_then(|text| text.parse().ok());
     json!({
         "cpu": cpu,
-        "threads": thread::available_parallelism().ok().map(usize::from),
+        "threads": threads,
         "load": load,
         "version": crate::cli::VERSION,
         "build": if cfg!(debug_assertions) { "debug" } else { "release" },

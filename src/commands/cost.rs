@@ -6,6 +6,7 @@ use engine::Engine;
 use engine::cost::{self, NodeCost, Rates};
 use serde_json::{Map, Value, json};
 
+use crate::calibration::Calibration;
 use crate::cli::PipelineArgs;
 use crate::commands::{load, look};
 use crate::error::Result;
@@ -47,6 +48,8 @@ pub(crate) async fn run(args: PipelineArgs, place: Place, printer: Printer) -> R
         .into_iter()
         .map(|stated| Device { rates: stated.rates, source: stated.source.to_owned() })
         .collect();
+    let calibration = Calibration::read(printer);
+    devices.push(Device { rates: calibration.machine().rates, source: calibration.source() });
     // Asking what something costs makes no folder.
     let mut took = BTreeMap::new();
     if place.has_ledger() {

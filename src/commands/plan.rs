@@ -6,6 +6,7 @@ use std::fmt::Write as _;
 use engine::cost::{self, NodeCost};
 use engine::plan::{Plan, PlannedNode, PlannedState, Reason};
 
+use crate::calibration::Calibration;
 use crate::cli::PipelineArgs;
 use crate::commands::{load, look, took};
 use crate::error::Result;
@@ -18,7 +19,8 @@ use crate::table::{Align, Table};
 pub(crate) async fn run(args: PipelineArgs, place: Place, printer: Printer) -> Result<ExitStatus> {
     let pipeline = load(&args, printer)?;
     let engine = look(place).await?;
-    let plan = engine.plan(&pipeline, &settings::targets(&args)).await?;
+    let machine = Calibration::read(printer).machine();
+    let plan = engine.plan(&pipeline, &settings::targets(&args), &machine).await?;
     if printer.is_json() {
         printer.json(&plan)?;
         return Ok(ExitStatus::Done);
@@ -50,10 +52,10 @@ pub(crate) async fn run(args: PipelineArgs, place: Place, printer: Printer) -> R
     Ok(ExitStatus::Done)
 }
 
-/// What the past says of the run; nothing when it says nothing.
+/// What the past and the machine's rates say of the run; nothing when they say nothing.
 fn forecast(plan: &Plan) -> Option<String> {
     let forecast = &plan.forecast;
-    if forecast.n_known == 0 {
+    if forecast.n_known + forecast.n_rated == 0 {
         return None;
     }
     let mut text = format!(
@@ -65,9 +67,12 @@ fn forecast(plan: &Plan) -> Option<String> {
     if forecast.memory_bytes > 0 {
         let _ = write!(text, ", memory up to {}", human::bytes(forecast.memory_bytes));
     }
-    let n_unknown = forecast.n_nodes - forecast.n_known;
-    if n_unknown > 0 {
-        let _ = write!(text, "; {n_unknown} of {} nodes never ran", forecast.n_nodes);
+    let n_new = forecast.n_nodes - forecast.n_known;
+    if n_new > 0 {
+        let _ = write!(text, "; {n_new} of {} nodes never ran", forecast.n_nodes);
+    }
+    if forecast.n_rated > 0 {
+        let _ = write!(text, ", {} of these are counted as `sbp bench` measured", forecast.n_rated);
     }
     Some(text)
 }

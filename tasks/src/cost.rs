@@ -38,17 +38,17 @@ pub(crate) mod fact {
 
 /// Units of work, and figures that tables show. A unit's name is also that of the metric under which
 /// a finished task reports the amount, which is how rates are measured.
-pub(crate) mod unit {
+pub mod unit {
     /// Operations of training, forward and backward.
-    pub(crate) const TRAIN_FLOP: &str = "train_flop";
+    pub const TRAIN_FLOP: &str = "train_flop";
     /// Operations of scoring.
-    pub(crate) const FORWARD_FLOP: &str = "forward_flop";
+    pub const FORWARD_FLOP: &str = "forward_flop";
     /// Operations of the products behind each generated token, prompts left out.
-    pub(crate) const DECODE_FLOP: &str = "decode_flop";
+    pub const DECODE_FLOP: &str = "decode_flop";
     /// Multiply-adds of the pair search, counted as two.
-    pub(crate) const INT8_OP: &str = "int8_op";
+    pub const INT8_OP: &str = "int8_op";
     /// Bytes of text read.
-    pub(crate) const TEXT_BYTES: &str = "text_bytes";
+    pub const TEXT_BYTES: &str = "text_bytes";
 }
 
 /// Figures that tables show.

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::*;
+use crate::cost::Machine;
 use crate::graph::{Node, Place, Resources, Retry, Source};
 use crate::ledger::Lines;
 use crate::open::Settings;
@@ -228,7 +229,12 @@ impl Bench {
     }
 
     async fn plan(&self) -> BTreeMap<String, (PlannedState, Option<Reason>)> {
-        let plan = self.engine().await.plan(&self.pipeline, &Targets::All).await.unwrap();
+        let plan = self
+            .engine()
+            .await
+            .plan(&self.pipeline, &Targets::All, &Machine::default())
+            .await
+            .unwrap();
         plan.nodes.into_iter().map(|node| (node.name, (node.state, node.reason))).collect()
     }
 }

@@ -5,6 +5,7 @@ use std::thread;
 use engine::task::Failure;
 use serde_json::Value;
 use tasks::bench;
+use tasks::cost::unit;
 
 use super::Figures;
 use crate::cli::{BpeArgs, CleanArgs, DedupArgs, PairArgs};
@@ -37,7 +38,7 @@ fn failed(failure: Failure) -> Error {
 
 /// All neighbours of generated embeddings.
 pub(super) fn pair(args: &PairArgs) -> Figures {
-    figures(bench::pair::measure(bench::pair::Options {
+    let mut figures = figures(bench::pair::measure(bench::pair::Options {
         n: args.n,
         dim: args.dim,
         k: args.k,
@@ -46,7 +47,12 @@ pub(super) fn pair(args: &PairArgs) -> Figures {
         n_threads: threads(args.threads),
         seed: args.seed,
         exact: args.exact,
-    }))
+    }));
+    if let Some(wall_s) = figures.number("exact_wall_s") {
+        let operations = 2.0 * (args.n as f64).powi(2) * args.dim as f64;
+        figures.rate(None, unit::INT8_OP, operations / wall_s);
+    }
+    figures
 }
 
 /// Training and encoding.
@@ -62,7 +68,15 @@ pub(super) fn bpe(args: &BpeArgs) -> Result<Figures> {
         corpus: args.corpus.clone(),
         dir: dir.path().to_owned(),
     });
-    measured.map(figures).map_err(failed)
+    let mut figures = measured.map(figures).map_err(failed)?;
+    if let Some(rate) = figures.number("train_mb_per_s") {
+        figures.rate(Some("train_tokenizer"), unit::TEXT_BYTES, 1e6 * rate);
+    }
+    if let Some(rate) = figures.number("encode_mb_per_s_core") {
+        let rate = 1e6 * rate * threads(None) as f64;
+        figures.rate(Some("tokenize"), unit::TEXT_BYTES, rate);
+    }
+    Ok(figures)
 }
 
 /// Windows, minima, and duplicates among many documents.
@@ -79,5 +93,9 @@ pub(super) fn dedup(args: &DedupArgs) -> Result<Figures> {
 /// Repairing text.
 pub(super) fn clean(args: &CleanArgs) -> Result<Figures> {
     let options = bench::clean::Options { mb: args.mb, seed: args.seed };
-    bench::clean::measure(options).map(figures).map_err(failed)
+    let mut figures = bench::clean::measure(options).map(figures).map_err(failed)?;
+    if let Some(rate) = figures.number("clean_mb_per_s_core") {
+        figures.rate(Some("clean"), unit::TEXT_BYTES, 1e6 * rate * threads(None) as f64);
+    }
+    Ok(figures)
 }

@@ -26,7 +26,11 @@ pub(super) fn measure(args: &LmBenchArgs, printer: Printer) -> Result<Figures> {
         printer.table(&table(&report.ops))?;
         printer.data("\n")?;
     }
-    Ok(figures(&report, printer))
+    let mut figures = figures(&report, printer);
+    for (unit, per_second) in report.rates() {
+        figures.rate(None, unit, per_second);
+    }
+    Ok(figures)
 }
 
 fn figures(report: &Report, printer: Printer) -> Figures {

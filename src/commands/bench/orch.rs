@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use super::usage::Usage;
 use super::{Figures, median};
+use crate::calibration::Rate;
 use crate::cli::{Executor, OrchArgs, OrchRunArgs, PipelineArgs, RunArgs, Share};
 use crate::commands;
 use crate::error::{Error, Result};
@@ -122,8 +123,11 @@ impl Bench {
             changed = Some(change);
         }
         let changed = changed.expect("there is at least one repeat");
-        figures.set("cold_cpu_ms_per_task", rounded(median(cold_ms)));
-        if self.executor == Executor::Process {
+        let cold_ms = median(cold_ms);
+        figures.set("cold_cpu_ms_per_task", rounded(cold_ms));
+        if self.executor == Executor::Inline {
+            figures.keep(Rate::of_nodes(cold_ms));
+        } else {
             figures.set("run_cpu_ms_per_task", rounded(median(run_ms)));
         }
         figures.set("cold_wall_s", rounded(median(cold_s)));

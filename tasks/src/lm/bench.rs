@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use super::Config;
 use super::arch::{self, Arch, Preset};
 use super::init::Init;
+use crate::cost::{self, fact, unit};
 pub use ops::Op;
 
 /// What is measured.
@@ -83,6 +84,8 @@ pub struct Report {
     pub n_parameters: u64,
     /// Floating-point operations to train on one token, attention counted over half of each row.
     pub train_flop_per_token: f64,
+    /// Floating-point operations to generate one token, attention left out.
+    pub decode_flop_per_token: f64,
     /// Tokens trained on in a second: the median of the steps.
     pub train_tokens_per_s: f64,
     /// The same of the fastest step.
@@ -135,6 +138,20 @@ impl Workload {
     }
 }
 
+impl Report {
+    /// Operations a second by unit, as estimates count them. Scoring is taken to be as fast as
+    /// training, which multiplies matrices of the same shapes; generation is that of the largest batch.
+    pub fn rates(&self) -> Vec<(&'static str, f64)> {
+        let trained = self.train_tokens_per_s * self.train_flop_per_token;
+        let of_batch = |(n, rate): (&String, &f64)| Some((n.parse::<usize>().ok()?, *rate));
+        let largest = self.generate_tokens_per_s.iter().filter_map(of_batch).max_by_key(|at| at.0);
+        let generated = largest.map(|(_, rate)| rate * self.decode_flop_per_token);
+        let mut rates = vec![(unit::TRAIN_FLOP, trained), (unit::FORWARD_FLOP, trained)];
+        rates.extend(generated.map(|rate| (unit::DECODE_FLOP, rate)));
+        rates
+    }
+}
+
 /// Measures `workload` on `n_threads` threads; `talk` is told what comes next.
 ///
 /// # Errors
@@ -168,6 +185,7 @@ pub fn run(
         threads: n_threads,
         n_parameters: config.n_parameters(),
         train_flop_per_token,
+        decode_flop_per_token: cost::model(&config).get(fact::TOKEN_FLOP).unwrap_or(f64::NAN),
         train_tokens_per_s: trained.tokens_per_s,
         train_tokens_per_s_best: trained.tokens_per_s_best,
         train_utilisation: flops / (gemm_peak_gflops * 1e9),

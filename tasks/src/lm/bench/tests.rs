@@ -24,6 +24,19 @@ fn a_small_workload_is_measured_for_real() {
     assert_eq!(report.generate_tokens_per_s.keys().collect::<Vec<_>>(), ["1", "3"]);
     let rates = report.generate_tokens_per_s.values().chain([&report.train_tokens_per_s]);
     assert!(rates.copied().all(|rate| rate.is_finite() && rate > 0.0));
+    let counted = BTreeMap::from_iter(report.rates());
+    let trained = report.train_tokens_per_s * report.train_flop_per_token;
+    let generated = report.generate_tokens_per_s["3"] * report.decode_flop_per_token;
+    assert_eq!(
+        counted,
+        BTreeMap::from([
+            (unit::TRAIN_FLOP, trained),
+            (unit::FORWARD_FLOP, trained),
+            (unit::DECODE_FLOP, generated),
+        ])
+    );
+    // A token costs a third of its training, attention left out of the first.
+    assert!(3.0 * report.decode_flop_per_token < report.train_flop_per_token);
     let share: f64 = report.ops.iter().map(|op| op.share).sum();
     assert!((share - 1.0).abs() < 1e-9, "{share}");
     let calls = |name: &str| report.ops.iter().find(|op| op.op == name).unwrap().calls;

@@ -86,6 +86,27 @@ impl Driver for Collect {
     }
 }
 
+/// Stops in the middle of the texts.
+struct StopAfter {
+    requests: std::vec::IntoIter<Request>,
+    n_steps: usize,
+}
+
+impl Driver for StopAfter {
+    fn next(&mut self) -> Option<Request> {
+        self.requests.next()
+    }
+
+    fn finished(&mut self, _completion: Completion) -> Result<(), Failure> {
+        Ok(())
+    }
+
+    fn stepped(&mut self, _n_tokens: usize) -> Result<ControlFlow<()>, Failure> {
+        self.n_steps -= 1;
+        Ok(if self.n_steps == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+    }
+}
+
 fn run(
     weights: &Weights,
     settings: &Settings,
@@ -204,6 +225,31 @@ fn texts_do_not_depend_on_the_batch() {
         assert_eq!(run(&weights, &sampled, n_threads, n_slots, requests(&|i| 69 - i)), expected);
         let shuffled = requests(&|i| i * 37 % 70);
         assert_eq!(run(&weights, &sampled, n_threads, n_slots, shuffled), expected);
+    }
+}
+
+/// A decoder that generated before, with other texts in its cache, gives what a fresh one gives; also
+/// when it was stopped in the middle.
+#[test]
+fn a_decoder_is_used_again() {
+    let case = &cases()[0];
+    let weights = noise_weights(&config(case));
+    let sampled = settings(Choice::Sample(Policy { temperature: 1.0, top_k: 0, top_p: 0.9 }));
+    let requests = |round: u64| -> Vec<Request> {
+        let token = |i: u64, j: u64| ((i + round) * 7 + j) as u32 % 61;
+        let prompt = |i: u64| (0..=i % 23).map(|j| token(i, j)).collect::<Vec<_>>();
+        (0..9).map(|i| request(10 * round + i, &prompt(i), 30)).collect()
+    };
+    let pool = Pool::new(2);
+    let mut decoder = Decoder::new(&pool, &weights, 5);
+    for round in 0..3 {
+        let mut collect = Collect { requests: requests(round).into_iter(), texts: Vec::new() };
+        generate(&pool, &mut decoder, &sampled, 4, &mut collect).unwrap();
+        collect.texts.sort_by_key(|text| text.index);
+        assert!(collect.texts == run(&weights, &sampled, 1, 1, requests(round)), "round {round}");
+        let mut stopped = StopAfter { requests: requests(100 + round).into_iter(), n_steps: 11 };
+        generate(&pool, &mut decoder, &sampled, 4, &mut stopped).unwrap();
+        assert_eq!(stopped.n_steps, 0);
     }
 }
 
