@@ -66,8 +66,15 @@ pub struct Node {
     pub expect: BTreeMap<String, Facts>,
     /// Where the entry stands in the YAML.
     pub place: Place,
-    /// Where each explicitly set param stands, by dotted path.
-    pub param_places: BTreeMap<String, Place>,
+    /// Where each explicitly set param stands, by dotted path: a list, since most nodes set few.
+    pub param_places: Vec<(String, Place)>,
+}
+
+impl Node {
+    /// Where the param at a dotted path is set, if it is.
+    pub fn param_place(&self, path: &str) -> Option<&Place> {
+        self.param_places.iter().find(|(known, _)| known == path).map(|(_, place)| place)
+    }
 }
 
 /// An output of an earlier node.

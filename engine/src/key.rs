@@ -99,7 +99,7 @@ impl Components {
 
     /// The key.
     pub fn key(&self) -> NodeKey {
-        let mut canon = Canon(blake3::Hasher::new());
+        let mut canon = Canon(Vec::with_capacity(512));
         canon.bytes(DOMAIN);
         canon.bytes(self.task.as_bytes());
         canon.bytes(&self.revision.to_le_bytes());
@@ -118,7 +118,7 @@ impl Components {
             Some(digest) => canon.bytes(digest.as_bytes()),
         }
         canon.bytes(self.salt.as_bytes());
-        NodeKey(Digest::from(canon.0.finalize()))
+        NodeKey(Digest::of(&canon.0))
     }
 }
 
@@ -128,16 +128,16 @@ pub(crate) fn is_labelled(node: &Node, port: &str) -> bool {
 }
 
 /// An unambiguous encoding: every string is preceded by its length, every value by its type.
-struct Canon(blake3::Hasher);
+struct Canon(Vec<u8>);
 
 impl Canon {
     fn count(&mut self, n: usize) {
-        self.0.update(&(n as u64).to_le_bytes());
+        self.0.extend_from_slice(&(n as u64).to_le_bytes());
     }
 
     fn bytes(&mut self, bytes: &[u8]) {
         self.count(bytes.len());
-        self.0.update(bytes);
+        self.0.extend_from_slice(bytes);
     }
 
     fn object(&mut self, map: &Map<String, Value>) {

@@ -24,7 +24,7 @@ pub use context::{
 pub use estimate::{Estimate, FILE_BYTES, Facts, Predicted};
 pub(crate) use failure::panic_text;
 pub use failure::{Failure, FailureKind};
-pub use registry::{AnyTask, Registry};
+pub use registry::{AnyTask, Checked, Registry};
 
 /// The code that a node runs.
 pub trait Task: Send + Sync + 'static {

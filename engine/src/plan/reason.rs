@@ -208,7 +208,7 @@ fn differences(
 fn place_of(node: &Node, path: &str) -> Option<String> {
     let mut path = path;
     loop {
-        if let Some(place) = node.param_places.get(path) {
+        if let Some(place) = node.param_place(path) {
             return Some(place.to_string());
         }
         path = path.rsplit_once('.')?.0;

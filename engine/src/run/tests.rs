@@ -163,7 +163,7 @@ impl Bench {
         let task = Arc::clone(registry.get("scripted").unwrap());
         let mut params = params;
         params["journal"] = json!(self.journal(name));
-        let canonical = task.canonical(&params).unwrap();
+        let canonical = task.checked(&params).unwrap().params;
         let index =
             |name: &&str| self.pipeline.nodes.iter().position(|node| node.name == **name).unwrap();
         let sources: Vec<Source> =
@@ -178,7 +178,7 @@ impl Bench {
             name: name.to_owned(),
             entry: name.to_owned(),
             matrix: IndexMap::new(),
-            external: task.external(&canonical).unwrap(),
+            external: task.checked(&canonical).unwrap().external,
             task,
             params: canonical,
             inputs,
@@ -191,7 +191,7 @@ impl Bench {
             salt: String::new(),
             expect: BTreeMap::new(),
             place: place.clone(),
-            param_places: BTreeMap::from([("text".to_owned(), place)]),
+            param_places: vec![("text".to_owned(), place)],
         };
         self.pipeline.nodes.push(node);
         self.pipeline.nodes.last_mut().unwrap()
@@ -200,7 +200,7 @@ impl Bench {
     fn set(&mut self, name: &str, param: &str, value: Value) {
         let node = self.pipeline.nodes.iter_mut().find(|node| node.name == name).unwrap();
         node.params[param] = value;
-        node.external = node.task.external(&node.params).unwrap();
+        node.external = node.task.checked(&node.params).unwrap().external;
     }
 
     fn store_dir(&self) -> PathBuf {

@@ -65,7 +65,7 @@ fn pipeline(dice: &mut Dice, n_nodes: usize) -> Pipeline {
             salt: String::new(),
             expect: BTreeMap::new(),
             place: place.clone(),
-            param_places: BTreeMap::new(),
+            param_places: Vec::new(),
         }
     };
     Pipeline {

@@ -1,6 +1,5 @@
 //! Makes the nodes of each entry: one for each combination of its matrix.
 
-use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use indexmap::{IndexMap, IndexSet};
@@ -16,6 +15,7 @@ use super::settings::{self, Settings};
 use super::shape::Typing;
 use super::yaml::{Kind, Map, Yaml};
 use crate::graph::Place;
+use crate::task::Checked;
 
 /// Combinations of one matrix.
 const COMBINATIONS_MAX: usize = 100_000;
@@ -34,11 +34,12 @@ pub(crate) struct Instance {
 }
 
 /// What an entry gives for one combination, or for all when it does not use the matrix.
+#[derive(Clone)]
 pub(crate) struct Made {
     pub(crate) settings: Settings,
     /// Canonical params; null when there is a mistake in them.
     pub(crate) params: Value,
-    pub(crate) param_places: BTreeMap<String, Place>,
+    pub(crate) param_places: Vec<(String, Place)>,
     pub(crate) external: Vec<String>,
 }
 
@@ -99,7 +100,7 @@ fn instance_name(entry: &str, matrix: &IndexMap<String, Value>) -> String {
 fn make(reader: &mut Reader<'_>, name: &str, entry: &Entry<'_, '_>, scope: &Scope) -> Made {
     let settings = settings::read(reader, name, entry, scope);
     let mut made =
-        Made { settings, params: Value::Null, param_places: BTreeMap::new(), external: Vec::new() };
+        Made { settings, params: Value::Null, param_places: Vec::new(), external: Vec::new() };
     let (at, fields) = param_fields(reader, name, entry, scope);
     let Some(kind) = entry.kind.as_deref() else { return made };
     let mut typing = Typing::new(kind.task.kind());
@@ -112,9 +113,9 @@ fn make(reader: &mut Reader<'_>, name: &str, entry: &Entry<'_, '_>, scope: &Scop
     }
     let tree = Tree { span: at, node: TreeNode::Map(fields) };
     tree.places(reader.source, &mut String::new(), &mut made.param_places);
-    if let Some((params, external)) = canonical(reader, kind, &params, &tree) {
-        made.params = params;
-        made.external = external;
+    if let Some(checked) = checked(reader, kind, &params, &tree) {
+        made.params = checked.params;
+        made.external = checked.external;
     }
     made
 }
@@ -148,17 +149,13 @@ fn param_fields(
 }
 
 /// Lets the task check its params and fill in defaults.
-fn canonical(
+fn checked(
     reader: &mut Reader<'_>,
     kind: &TaskKind,
     params: &Value,
     tree: &Tree,
-) -> Option<(Value, Vec<String>)> {
-    let checked = kind.task.canonical(params).and_then(|params| {
-        let external = kind.task.external(&params)?;
-        Ok((params, external))
-    });
-    match checked {
+) -> Option<Checked> {
+    match kind.task.checked(params) {
         Ok(checked) => Some(checked),
         Err(error) => {
             let at = tree.span_at(&error.path);

@@ -1,7 +1,5 @@
 //! YAML values with their expressions evaluated.
 
-use std::collections::BTreeMap;
-
 use serde_json::Value;
 
 use super::expr::{Evaluator, Scope};
@@ -136,11 +134,11 @@ impl Tree {
         &self,
         source: &Source,
         path: &mut String,
-        places: &mut BTreeMap<String, Place>,
+        places: &mut Vec<(String, Place)>,
     ) {
         let length = path.len();
         if length > 0 {
-            places.insert(path.clone(), source.place(self.span.start));
+            places.push((path.clone(), source.place(self.span.start)));
         }
         let mut child = |name: &str, value: &Self| {
             if length > 0 {

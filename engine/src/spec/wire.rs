@@ -3,6 +3,7 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 use std::ops::Range;
+use std::rc::Rc;
 
 use indexmap::IndexMap;
 use serde_json::Value;
@@ -485,7 +486,9 @@ fn finish(
         let (entry_name, entry) =
             document.entries.get_index(instance.entry).expect("instances come from entries");
         let kind = entry.kind.as_ref().expect("an unknown task is an error, and there are none");
-        let made = instance.made;
+        // The last node of an entry takes what its others copy.
+        let made = Rc::unwrap_or_clone(instance.made);
+        let settings = made.settings;
         let inputs = ports.into_iter().map(|(port, edges)| {
             let sources = edges
                 .into_iter()
@@ -497,22 +500,22 @@ fn finish(
             entry: (*entry_name).to_owned(),
             matrix: instance.matrix,
             task: std::sync::Arc::clone(&kind.task),
-            params: made.params.clone(),
+            params: made.params,
             inputs: inputs.collect(),
-            external: made.external.clone(),
-            resources: made.settings.resources.clone(),
-            retry: made.settings.retry.clone(),
-            timeout: made.settings.timeout,
-            stall_timeout: made.settings.stall_timeout,
-            executor: made.settings.executor,
-            priority: made.settings.priority,
-            salt: made.settings.salt.clone(),
-            expect: made.settings.expect.clone(),
+            external: made.external,
+            resources: settings.resources,
+            retry: settings.retry,
+            timeout: settings.timeout,
+            stall_timeout: settings.stall_timeout,
+            executor: settings.executor,
+            priority: settings.priority,
+            salt: settings.salt,
+            expect: settings.expect,
             place: reader.source.place(entry.span.start),
-            param_places: made.param_places.clone(),
+            param_places: made.param_places,
         };
         nodes.push((index_of[i], node));
     }
-    nodes.sort_by_key(|(index, _)| *index);
+    nodes.sort_unstable_by_key(|(index, _)| *index);
     nodes.into_iter().map(|(_, node)| node).collect()
 }

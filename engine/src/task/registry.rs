@@ -40,26 +40,32 @@ pub trait AnyTask: Send + Sync {
     fn has_items(&self, params: &Value) -> bool;
     /// The JSON schema of the params, with docs and defaults.
     fn params_schema(&self) -> Value;
-    /// Parses, checks, and fills in defaults.
+    /// Parses and checks params; gives them with defaults filled in, which makes them canonical, and
+    /// their external files ([`Task::external`]).
     ///
     /// # Errors
-    /// When a param is unknown, has the wrong type, or fails [`Task::check`].
-    fn canonical(&self, params: &Value) -> Result<Value, ParamError>;
-    /// [`Task::external`], for canonical params.
-    ///
-    /// # Errors
-    /// As [`Self::canonical`].
-    fn external(&self, params: &Value) -> Result<Vec<String>, ParamError>;
+    /// When a param is unknown, has the wrong type, or fails [`Task::check`], or a pattern has no
+    /// path and the task cannot stream.
+    fn checked(&self, params: &Value) -> Result<Checked, ParamError>;
     /// [`Task::cost`], for canonical params.
     ///
     /// # Errors
-    /// As [`Self::canonical`].
+    /// As [`Self::checked`].
     fn cost(&self, params: &Value, inputs: &Predicted) -> Result<Estimate, ParamError>;
     /// [`Task::run`], for canonical params.
     ///
     /// # Errors
     /// As [`Task::run`].
     fn run(&self, ctx: &mut Context, params: &Value, inputs: &Inputs) -> Result<Outputs, Failure>;
+}
+
+/// Params that a task accepts.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Checked {
+    /// Canonical params.
+    pub params: Value,
+    /// Patterns of the external files that the node reads.
+    pub external: Vec<String>,
 }
 
 struct Erased<T> {
@@ -152,20 +158,18 @@ impl<T: Task> AnyTask for Erased<T> {
         schemars::schema_for!(T::Params).to_value()
     }
 
-    fn canonical(&self, params: &Value) -> Result<Value, ParamError> {
+    fn checked(&self, params: &Value) -> Result<Checked, ParamError> {
         let parsed = parse::<T>(params)?;
-        serde_json::to_value(parsed).map_err(|error| ParamError::new("", error.to_string()))
-    }
-
-    fn external(&self, params: &Value) -> Result<Vec<String>, ParamError> {
-        let patterns = T::external(&parse::<T>(params)?);
+        let external = T::external(&parsed);
         if !T::STREAMS
-            && let Some(pattern) = patterns.iter().find(|pattern| !external::has_path(pattern))
+            && let Some(pattern) = external.iter().find(|pattern| !external::has_path(pattern))
         {
             let message = format!("`{pattern}` has no path, by which `{}` reads files", T::KIND);
             return Err(ParamError::new("", message).help("copy the content to files first"));
         }
-        Ok(patterns)
+        let params =
+            serde_json::to_value(parsed).map_err(|error| ParamError::new("", error.to_string()))?;
+        Ok(Checked { params, external })
     }
 
     fn cost(&self, params: &Value, inputs: &Predicted) -> Result<Estimate, ParamError> {

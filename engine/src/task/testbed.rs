@@ -118,7 +118,7 @@ impl Bench {
         let registry = Registry::default().with::<T>();
         let task = registry.get(T::KIND).ok_or_else(|| Failure::permanent("no such task"))?;
         let params =
-            task.canonical(params).map_err(|error| Failure::permanent(error.to_string()))?;
+            task.checked(params).map_err(|error| Failure::permanent(error.to_string()))?.params;
         let parts = ContextParts {
             out_dir: self.dir.join("out"),
             scratch_dir: self.dir.join("scratch"),

@@ -161,7 +161,7 @@ async fn strange_words_of_a_program_do_no_harm() {
         let exec = Registry::default().with::<Exec>();
         let task = exec.get("exec").unwrap();
         let node = bench.node(name, &[], json!({}));
-        node.params = task.canonical(&params).unwrap();
+        node.params = task.checked(&params).unwrap().params;
         node.task = task.with_own_ports(params.as_object().unwrap()).unwrap();
     }
     let summary = bench.run().await;

@@ -108,7 +108,7 @@ fn parts_of(bench: &mut Bench, kind: &str, name: &str, texts: &[&str], act: &str
     let node = bench.pipeline.nodes.last_mut().unwrap();
     node.task = Arc::clone(registry.get(kind).unwrap());
     let params = json!({"texts": texts, "journal": journal, "act": act, "n_second": 3});
-    node.params = node.task.canonical(&params).unwrap();
+    node.params = node.task.checked(&params).unwrap().params;
     node.resources.cpu = 2;
 }
 

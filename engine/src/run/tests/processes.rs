@@ -138,8 +138,8 @@ fn serves_an_attempt() {
 fn add<'b>(bench: &'b mut Bench, name: &str, needs: &[&str], deed: &Value) -> &'b mut Node {
     let task = Arc::clone(registry().get("drastic").unwrap());
     let node = bench.node(name, needs, json!({}));
-    node.params = task.canonical(deed).unwrap();
-    node.external = task.external(&node.params).unwrap();
+    node.params = task.checked(deed).unwrap().params;
+    node.external = task.checked(&node.params).unwrap().external;
     node.task = task;
     node.retry.attempts_max = 2;
     node
@@ -277,13 +277,16 @@ fn is_alive(pid: &str) -> bool {
     !stat.is_empty() && !stat.contains(") Z ")
 }
 
-/// Asks the run to stop `n` times once the file `note` is there.
+/// Asks the run to stop `n` times once something is written to the file `note`; gives that.
 async fn stop_when(note: &Path, stop: &Stop, n: u8) -> String {
-    while !note.exists() {
-        tokio::time::sleep(Duration::from_millis(2)).await;
-    }
+    let text = loop {
+        match fs::read_to_string(note) {
+            Ok(text) if !text.is_empty() => break text,
+            _ => tokio::time::sleep(Duration::from_millis(2)).await,
+        }
+    };
     (0..n).for_each(|_| stop.request());
-    fs::read_to_string(note).unwrap()
+    text
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

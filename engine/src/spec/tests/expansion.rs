@@ -85,10 +85,11 @@ fn the_example_expands() {
     assert_eq!(train.retry.attempts_max, 5);
     assert_eq!(train.timeout.unwrap().as_secs(), 5_400);
     assert_eq!(train.place.to_string(), "p.yaml:20:3");
-    assert_eq!(train.param_places["arch.width"].to_string(), "p.yaml:25:32");
-    assert_eq!(train.param_places["arch.n_layers"].to_string(), "p.yaml:10:26");
-    assert_eq!(train.param_places["lr_peak"].to_string(), "p.yaml:14:34");
-    assert!(!train.param_places.contains_key("schedule"));
+    let place = |path: &str| train.param_place(path).unwrap().to_string();
+    assert_eq!(place("arch.width"), "p.yaml:25:32");
+    assert_eq!(place("arch.n_layers"), "p.yaml:10:26");
+    assert_eq!(place("lr_peak"), "p.yaml:14:34");
+    assert!(train.param_place("schedule").is_none());
 }
 
 #[test]

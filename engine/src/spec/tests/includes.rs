@@ -55,7 +55,7 @@ x-note: \"${{ params.size }}\"
         shown,
         ["read parts/common.yaml:4:3 0", "tidy parts/common.yaml:5:3 1", "mine p.yaml:5:3 1"]
     );
-    let place = &pipeline.nodes[0].param_places["sources"];
+    let place = pipeline.nodes[0].param_place("sources").unwrap();
     assert!(place.to_string().starts_with("parts/common.yaml:4:"), "{place}");
 }
 
