@@ -307,7 +307,7 @@ mod tests {
         let hashes = |read_bytes| RunEvent::HashesFiles {
             node: "corpus".to_owned(),
             n_files: 9,
-            size_bytes: 9_000_000,
+            size_bytes: Some(9_000_000),
             read_bytes,
         };
         for second in 0..=9 {
@@ -316,6 +316,16 @@ mod tests {
             lines.extend(due_lines(&mut state.running, 6, now));
         }
         assert_eq!(lines, ["   0:05  corpus   55%  5.00M of 9.00M bytes  1.00M bytes/s  eta 0:04"]);
+        assert!(state.running.is_empty());
+        let streams = |size_bytes, read_bytes| RunEvent::HashesFiles {
+            node: "corpus".to_owned(),
+            n_files: 1,
+            size_bytes,
+            read_bytes,
+        };
+        state.observe(&streams(None, 5_000_000), Duration::from_secs(9));
+        assert_eq!(progress_text(&state.running["corpus"], Duration::from_secs(9)), "5.00M bytes");
+        state.observe(&streams(Some(6_000_000), 6_000_000), Duration::from_secs(9));
         assert!(state.running.is_empty());
         let started = RunEvent::RunStarted { run: "7".to_owned(), n_total: 2, n_cached: 0 };
         state.observe(&started, Duration::from_secs(10));

@@ -216,7 +216,7 @@ pub(crate) fn resolve(
     let mut found: Vec<(ExternalFile, Option<Stat>)> = Vec::new();
     for pattern in patterns {
         if pattern == input::PATTERN {
-            found.push((input::file(keep)?, None));
+            found.push((input::file(keep, told)?, None));
             continue;
         }
         if objects::is_url(pattern) {

@@ -73,16 +73,17 @@ impl State {
     }
 
     /// Before the run starts, a node whose files are hashed is shown like one that runs.
-    fn hashes(&mut self, node: &str, done: u64, total: u64, now: Duration) {
+    fn hashes(&mut self, node: &str, done: u64, total: Option<u64>, now: Duration) {
         if self.n_total > 0 {
             return;
         }
-        if done >= total {
+        if total.is_some_and(|total| done >= total) {
             self.running.remove(node);
             return;
         }
         self.running.entry(node.to_owned()).or_insert_with(|| Running::new(now));
-        self.report(node, &Report::Progress { done, total, unit: "bytes".to_owned() }, now);
+        let (total, unit) = (total.unwrap_or(0), "bytes".to_owned());
+        self.report(node, &Report::Progress { done, total, unit }, now);
     }
 
     fn end(&mut self, node: &str, now: Duration) -> Option<Duration> {

@@ -277,6 +277,7 @@ impl<'a> Scan<'a> {
                 n_records += 1;
                 if n_records.is_multiple_of(1024) {
                     ctx.check_cancelled()?;
+                    ctx.progress(done + file.position().min(file.size_bytes), total, "bytes");
                 }
                 self.take(file, record, visit)
             })?;

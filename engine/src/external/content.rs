@@ -6,6 +6,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 
 use serde::{Deserialize, Serialize};
@@ -26,6 +27,9 @@ pub struct ExternalFile {
     /// Its size in bytes at plan time.
     pub size_bytes: u64,
     pub(super) source: Source,
+    /// Where the newest read of this process ended.
+    #[serde(skip)]
+    pub(super) position: Arc<AtomicU64>,
 }
 
 /// Where the bytes are.
@@ -89,7 +93,22 @@ impl TryFrom<Told> for Source {
 impl ExternalFile {
     /// The file at `path`.
     pub fn at(path: PathBuf, relative: String, digest: Digest, size_bytes: u64) -> Self {
-        Self { path, relative, digest, size_bytes, source: Source::Path }
+        Self::of(path, relative, digest, size_bytes, Source::Path)
+    }
+
+    pub(super) fn of(
+        path: PathBuf,
+        relative: String,
+        digest: Digest,
+        size_bytes: u64,
+        source: Source,
+    ) -> Self {
+        Self { path, relative, digest, size_bytes, source, position: Arc::default() }
+    }
+
+    /// The byte at which this process's newest read of it ended, for progress.
+    pub fn position(&self) -> u64 {
+        self.position.load(Ordering::Relaxed)
     }
 
     /// Opens it for reading.
@@ -103,7 +122,7 @@ impl ExternalFile {
             Source::Object(object) => Bytes::Object(Arc::clone(object)),
             Source::Gone => return Err(io::Error::other("its content was not kept")),
         };
-        Ok(Content(bytes))
+        Ok(Content { bytes, position: Arc::clone(&self.position) })
     }
 
     /// Whether a read found another version of the object than the one of the key.
@@ -126,7 +145,10 @@ impl ExternalFile {
 
 /// The bytes of an external file, read in order or anywhere; copies share what is open.
 #[derive(Clone, Debug)]
-pub struct Content(Bytes);
+pub struct Content {
+    bytes: Bytes,
+    position: Arc<AtomicU64>,
+}
 
 #[derive(Clone, Debug)]
 enum Bytes {
@@ -140,14 +162,16 @@ impl Content {
     /// # Errors
     /// When the file cannot be read, or an object was replaced since it was planned with.
     pub fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-        match &self.0 {
-            Bytes::File(file) => file.read_at(buffer, offset),
-            Bytes::Object(object) if offset >= object.size_bytes => Ok(0),
+        let n = match &self.bytes {
+            Bytes::File(file) => file.read_at(buffer, offset)?,
+            Bytes::Object(object) if offset >= object.size_bytes => 0,
             Bytes::Object(object) => {
                 let block = object.block(offset / BLOCK_BYTES)?;
-                Ok(copy(&block, offset % BLOCK_BYTES, buffer))
+                copy(&block, offset % BLOCK_BYTES, buffer)
             }
-        }
+        };
+        self.position.store(offset + n as u64, Ordering::Relaxed);
+        Ok(n)
     }
 
     /// Reads from the start on. Of an object the next block is fetched while one is read.
@@ -178,7 +202,7 @@ pub struct Reader {
 
 impl Read for Reader {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let n = match &self.content.0 {
+        let n = match &self.content.bytes {
             Bytes::File(file) => file.read_at(buffer, self.offset)?,
             Bytes::Object(object) if self.offset >= object.size_bytes => 0,
             Bytes::Object(object) => {
@@ -193,6 +217,7 @@ impl Read for Reader {
             }
         };
         self.offset += n as u64;
+        self.content.position.store(self.offset, Ordering::Relaxed);
         Ok(n)
     }
 }

@@ -20,7 +20,8 @@ const FEW: usize = 64;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Hashing {
     pub(crate) n_files: usize,
-    pub(crate) size_bytes: u64,
+    /// `None` while a stream has not ended.
+    pub(crate) size_bytes: Option<u64>,
     pub(crate) read_bytes: u64,
 }
 
@@ -41,7 +42,8 @@ pub(super) fn hash(
     };
     let mut digests: Vec<Option<Digest>> = (0..matched.len()).map(known).collect();
     let fresh: Vec<usize> = (0..matched.len()).filter(|&i| digests[i].is_none()).collect();
-    let teller = Teller::new(&fresh, &stats, told);
+    let size_bytes = fresh.iter().map(|&i| stats[i].size_bytes).sum();
+    let teller = Teller::new(fresh.len(), Some(size_bytes), told);
     let read = in_parallel(&fresh, |&i| {
         let path = &matched[i].0;
         let read = Digest::of_file_told(path, |n_bytes| teller.read(n_bytes));
@@ -99,7 +101,7 @@ fn in_parallel<T: Sync, R: Send>(
 }
 
 /// Counts what was read, and tells of it now and then.
-struct Teller<'a> {
+pub(super) struct Teller<'a> {
     told: &'a (dyn Fn(Hashing) + Sync),
     all: Hashing,
     read_bytes: AtomicU64,
@@ -107,22 +109,29 @@ struct Teller<'a> {
 }
 
 impl<'a> Teller<'a> {
-    fn new(fresh: &[usize], stats: &[Stat], told: &'a (dyn Fn(Hashing) + Sync)) -> Self {
-        let size_bytes = fresh.iter().map(|&i| stats[i].size_bytes).sum();
-        let all = Hashing { n_files: fresh.len(), size_bytes, read_bytes: 0 };
+    pub(super) fn new(
+        n_files: usize,
+        size_bytes: Option<u64>,
+        told: &'a (dyn Fn(Hashing) + Sync),
+    ) -> Self {
+        let all = Hashing { n_files, size_bytes, read_bytes: 0 };
         if all.n_files > 0 {
             told(all);
         }
         Self { told, all, read_bytes: AtomicU64::new(0), told_at: Mutex::new(Instant::now()) }
     }
 
-    fn end(&self) {
+    pub(super) fn end(&self) {
         if self.all.n_files > 0 {
-            (self.told)(Hashing { read_bytes: self.all.size_bytes, ..self.all });
+            let read_bytes = self.read_bytes.load(Ordering::Relaxed);
+            let size_bytes = self.all.size_bytes.unwrap_or(read_bytes);
+            // A file may have changed its size meanwhile.
+            let (size_bytes, read_bytes) = (Some(size_bytes), size_bytes);
+            (self.told)(Hashing { size_bytes, read_bytes, ..self.all });
         }
     }
 
-    fn read(&self, n_bytes: u64) {
+    pub(super) fn read(&self, n_bytes: u64) {
         let read_bytes = self.read_bytes.fetch_add(n_bytes, Ordering::Relaxed) + n_bytes;
         // Whoever finds it taken leaves the telling to who has it.
         let Ok(mut told_at) = self.told_at.try_lock() else { return };

@@ -151,13 +151,9 @@ impl Bucket {
         hasher.update(tag.as_bytes());
         hasher.update(&meta.size.to_le_bytes());
         let object = Object::new(Arc::clone(self), meta.location.clone(), tag, meta.size);
-        Ok(ExternalFile {
-            path: PathBuf::from(url),
-            relative: relative.to_owned(),
-            digest: hasher.finalize().into(),
-            size_bytes: meta.size,
-            source: Source::Object(Arc::new(object)),
-        })
+        let digest = hasher.finalize().into();
+        let (path, source) = (PathBuf::from(url), Source::Object(Arc::new(object)));
+        Ok(ExternalFile::of(path, relative.to_owned(), digest, meta.size, source))
     }
 }
 

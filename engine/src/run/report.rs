@@ -218,8 +218,8 @@ pub enum RunEvent {
         node: String,
         /// How many files.
         n_files: usize,
-        /// Their size in bytes.
-        size_bytes: u64,
+        /// Their size in bytes; `None` while a stream has not ended.
+        size_bytes: Option<u64>,
         /// So much of it was read.
         read_bytes: u64,
     },

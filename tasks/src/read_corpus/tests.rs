@@ -74,6 +74,30 @@ fn gzip(bytes: &[u8]) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
+/// Progress is in bytes of the files as they lie there, also in the middle of one.
+#[test]
+fn progress_goes_on_within_a_file() {
+    let noise = Philox::new(1, "noise");
+    let line = |i| format!("{{\"text\": \"document {i} {:x}\"}}\n", noise.u64(i));
+    let lines: String = (0..60_000).map(line).collect();
+    let zst = zstd::encode_all(lines.as_bytes(), 1).unwrap();
+    let files = Files::new(&[("a.jsonl.zst", &zst)]);
+    files.run(json!({})).unwrap();
+    let reports = files.bench.sink.reports().into_iter();
+    let done: Vec<u64> = reports
+        .filter_map(|report| match report {
+            Report::Progress { done, total, .. } => {
+                assert_eq!(total, zst.len() as u64);
+                Some(done)
+            }
+            _ => None,
+        })
+        .collect();
+    let within = done.iter().filter(|&&done| 0 < done && done < zst.len() as u64);
+    assert!(within.count() > 2 && done.is_sorted(), "{done:?}");
+    assert_eq!(done.last(), Some(&(zst.len() as u64)));
+}
+
 /// The same records as JSON lines, compressed or not, and as Parquet give the same texts.
 #[test]
 fn formats_agree() {

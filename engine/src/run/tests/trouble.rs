@@ -253,7 +253,7 @@ async fn hashing_is_told() {
             _ => None,
         })
         .collect();
-    assert_eq!((told[0], told[1]), ((100, 1000, 0), (100, 1000, 1000)));
+    assert_eq!((told[0], told[1]), ((100, Some(1000), 0), (100, Some(1000), 1000)));
 }
 
 #[tokio::test]
