@@ -236,6 +236,7 @@ fn write_kept(
         let document: Document = document?;
         if i % 1024 == 0 {
             ctx.check_cancelled()?;
+            ctx.progress(i as u64, corpus.n_documents(), "documents");
         }
         let root = clusters.root(i as u32) as usize;
         if root == i {

@@ -1,7 +1,8 @@
-//! Near duplicates: signatures of all documents on disk, sets of those that share a band.
+//! Near duplicates: signatures of all documents on disk, and sets of those that share a band.
 
 use std::fs::File;
-use std::io::{BufWriter, Read, Seek, Write};
+use std::io::{self, BufWriter, Read, Seek, Write};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use engine::task::{Context, Failure};
@@ -11,11 +12,7 @@ use super::minhash::{MinHash, Words};
 use super::{BATCH_BYTES, CHUNK_DOCUMENTS, Clusters, Params};
 use crate::corpus::Corpus;
 use crate::format::Error;
-use crate::format::container::{Container, Writer};
 use crate::shingle::jaccard;
-
-const SCRATCH_KIND: &str = "shingles";
-const SCRATCH_VERSION: u32 = 1;
 
 /// Finds near duplicates; see the module.
 pub(super) struct Near {
@@ -36,7 +33,7 @@ impl BandFile {
         Ok(Self(BufWriter::with_capacity(1 << 16, file)))
     }
 
-    fn read(&mut self, n: u32) -> std::io::Result<Vec<u64>> {
+    fn read(&mut self, n: u32) -> io::Result<Vec<u64>> {
         self.0.flush()?;
         let file = self.0.get_mut();
         file.rewind()?;
@@ -89,10 +86,28 @@ impl Near {
         let mut is_out = is_exact.to_vec();
         self.wordless.iter().for_each(|&i| is_out[i as usize] = true);
         let candidates = Candidates::find(ctx, &mut self, &is_out)?;
-        let path = self.dir.join("shingles.sbp");
-        candidates.write_sets(ctx, corpus, &path)?;
-        let sets = Container::open(&path, SCRATCH_KIND, SCRATCH_VERSION)?;
+        let sets = candidates.sets(ctx, corpus, &self.dir)?;
         candidates.join(ctx, &sets, params.min_jaccard, clusters)
+    }
+}
+
+/// Shingles of the candidates, one set after the other in a file without a name. They may take more
+/// than the memory there is, so each is read when it is compared.
+struct Sets {
+    dir: PathBuf,
+    file: File,
+    /// Where each candidate's set begins, in shingles, and where the last ends.
+    offsets: Vec<u64>,
+}
+
+impl Sets {
+    /// The set of a candidate into `set`.
+    fn read(&self, candidate: u32, set: &mut Vec<u64>) -> Result<(), Error> {
+        let i = candidate as usize;
+        let (from, to) = (self.offsets[i], self.offsets[i + 1]);
+        set.resize((to - from) as usize, 0);
+        let read = self.file.read_exact_at(bytemuck::cast_slice_mut(set), 8 * from);
+        read.map_err(|error| Error::io("read back from", &self.dir, error))
     }
 }
 
@@ -132,11 +147,12 @@ impl Candidates {
         Ok(Self { documents, bands })
     }
 
-    /// Writes the candidates' shingles, one after the other.
-    fn write_sets(&self, ctx: &Context, corpus: &Corpus, path: &Path) -> Result<(), Failure> {
+    /// Reads the corpus again for the candidates' shingles.
+    fn sets(&self, ctx: &Context, corpus: &Corpus, dir: &Path) -> Result<Sets, Failure> {
         let pool = Pool::new(ctx.n_threads());
-        let mut writer = Writer::create(path, SCRATCH_KIND, SCRATCH_VERSION)?;
-        writer.begin::<u64>("shingles")?;
+        let failed = |error: io::Error| Error::io("write to", dir, error);
+        let file = tempfile::tempfile_in(dir).map_err(failed)?;
+        let mut writer = BufWriter::with_capacity(1 << 16, file);
         let mut offsets = vec![0_u64];
         let mut next = self.documents.iter().copied().peekable();
         let mut documents = corpus.documents();
@@ -146,6 +162,7 @@ impl Candidates {
             let mut batch = documents.next_batch(BATCH_BYTES)?;
             let mut index = n_read;
             n_read += batch.len() as u32;
+            ctx.progress(u64::from(n_read), corpus.n_documents(), "documents");
             batch.retain(|_| {
                 index += 1;
                 next.next_if_eq(&(index - 1)).is_some()
@@ -158,26 +175,22 @@ impl Candidates {
                 }
             });
             for set in sets {
-                writer.extend(&set)?;
+                writer.write_all(bytemuck::cast_slice(&set)).map_err(failed)?;
                 offsets.push(offsets.last().expect("it starts with one") + set.len() as u64);
             }
         }
-        writer.section("offsets", &offsets)?;
-        writer.finish(&0_u64)?;
-        Ok(())
+        let file = writer.into_inner().map_err(|error| failed(error.into_error()))?;
+        Ok(Sets { dir: dir.to_owned(), file, offsets })
     }
 
     fn join(
         &self,
         ctx: &Context,
-        sets: &Container,
+        sets: &Sets,
         min_jaccard: f64,
         clusters: &mut Clusters,
     ) -> Result<u64, Failure> {
-        let offsets: &[u64] = sets.section("offsets")?;
-        let shingles: &[u64] = sets.section("shingles")?;
-        let set =
-            |i: u32| &shingles[offsets[i as usize] as usize..offsets[i as usize + 1] as usize];
+        let (mut own, mut other) = (Vec::new(), Vec::new());
         let mut n_compared = 0;
         for (b, band) in self.bands.iter().enumerate() {
             // Two that shared an earlier band were compared there.
@@ -191,13 +204,20 @@ impl Candidates {
                 let mut parts: Vec<Vec<u32>> = Vec::new();
                 for &i in bucket {
                     ctx.check_cancelled()?;
+                    sets.read(i, &mut own)?;
+                    let mut failed = None;
                     let mut is_similar = |j: u32| {
-                        is_new(i, j) && {
-                            n_compared += 1;
-                            jaccard(set(i), set(j)) >= min_jaccard
+                        if failed.is_some() || !is_new(i, j) {
+                            return false;
                         }
+                        n_compared += 1;
+                        failed = sets.read(j, &mut other).err();
+                        failed.is_none() && jaccard(&own, &other) >= min_jaccard
                     };
                     self.place(i, &mut parts, clusters, &mut is_similar);
+                    if let Some(error) = failed {
+                        return Err(error.into());
+                    }
                 }
             }
             ctx.progress(b as u64 + 1, self.bands.len() as u64, "bands");
