@@ -95,6 +95,28 @@ fn hostile() -> impl Strategy<Value = Value> {
     ]
 }
 
+/// The library panics on them when it first encodes a text.
+#[test]
+fn damaged_templates_are_refused() {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let bytes = fs::read(source.join("tests/goldens/qwen3-embedding/tokenizer.json")).unwrap();
+    let open = |damage: &dyn Fn(&mut Value)| {
+        let mut value: Value = serde_json::from_slice(&bytes).unwrap();
+        damage(&mut value["post_processor"]);
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join(TOKENIZER_FILE), value.to_string()).unwrap();
+        FolderTokenizer::open(dir.path()).map(|_| ()).map_err(|failure| failure.message)
+    };
+    assert_eq!(open(&|_| ()), Ok(()));
+    let nameless = open(&|template| {
+        let token = template["special_tokens"]["<|endoftext|>"].take();
+        template["special_tokens"] = json!({ "<|other|>": token });
+    });
+    assert!(nameless.unwrap_err().contains("is not a tokenizer"));
+    let second = open(&|template| template["single"][0]["Sequence"]["id"] = json!("B"));
+    assert!(second.unwrap_err().contains("is not a tokenizer"));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
 
