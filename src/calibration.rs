@@ -10,6 +10,7 @@ use std::{fmt, fs, io, thread};
 use engine::cost::{Machine, Rates};
 use serde::{Deserialize, Serialize};
 use tasks::cuda::compile;
+use tempfile::NamedTempFile;
 
 use crate::human;
 use crate::printer::Printer;
@@ -145,10 +146,12 @@ impl Calibration {
 
     fn write(&self) -> io::Result<()> {
         let path = path();
-        fs::create_dir_all(path.parent().unwrap_or(&path))?;
-        let whole = path.with_extension(format!("{}", std::process::id()));
-        fs::write(&whole, serde_json::to_vec_pretty(self)?)?;
-        fs::rename(whole, path)
+        let dir = path.parent().unwrap_or(&path);
+        fs::create_dir_all(dir)?;
+        let file = NamedTempFile::new_in(dir)?;
+        serde_json::to_writer_pretty(&file, self)?;
+        file.persist(path).map_err(|error| error.error)?;
+        Ok(())
     }
 
     /// The machine as plans and costs count with it.
@@ -171,14 +174,15 @@ impl Calibration {
         Machine { rates, node_overhead_us }
     }
 
-    /// Which benches measured, and when.
+    /// Which benches of which program measured, and when.
     pub(crate) fn source(&self) -> String {
-        let mut benches: BTreeMap<&str, i64> = BTreeMap::new();
+        let mut benches: BTreeMap<&str, &Kept> = BTreeMap::new();
         for kept in self.rates.iter().filter(|kept| kept.unit != NODES) {
-            benches.insert(&kept.bench, kept.measured_us);
+            benches.insert(&kept.bench, kept);
         }
-        let each = benches.into_iter().map(|(bench, measured_us)| {
-            format!("`sbp bench {bench}` on {}", human::timestamp(measured_us))
+        let each = benches.into_iter().map(|(bench, Kept { version, measured_us, .. })| {
+            let when = human::timestamp(*measured_us);
+            format!("`sbp bench {bench}` of {version} on {when}")
         });
         format!("{}, {}", each.collect::<Vec<_>>().join(", "), self.hardware)
     }

@@ -17,6 +17,7 @@ mod item;
 pub mod key;
 pub mod ledger;
 mod open;
+mod parallel;
 pub mod plan;
 mod process;
 pub mod run;

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::clock::Clock;
-use crate::cost::{self, Machine};
+use crate::cost::{Machine, NodeCost};
 use crate::digest::Digest;
 use crate::external;
 use crate::graph::{Pipeline, Place};
@@ -164,7 +164,8 @@ impl Engine {
     }
 
     /// Says what a run would do, and why, and what it will probably take: as past attempts did, and
-    /// without a past as fast as `machine` is. Changes nothing.
+    /// without a past what `costs` says of the node ([`crate::cost::estimate`] of all nodes), as fast as `machine` is.
+    /// Changes nothing.
     ///
     /// # Errors
     /// When a target is unknown, external files cannot be read, or the ledger is in trouble.
@@ -172,6 +173,7 @@ impl Engine {
         &self,
         pipeline: &Pipeline,
         targets: &Targets,
+        costs: &[NodeCost],
         machine: &Machine,
     ) -> Result<Plan, Error> {
         let covered = targets.closure(pipeline)?;
@@ -179,8 +181,7 @@ impl Engine {
         let results = resolver.all(&covered).await?;
         let history = self.ledger.history(&pipeline.name).await?;
         let mut plan = plan::assemble(&resolver, &self.store, &covered, &results);
-        let costs = cost::estimate(pipeline, &Targets::All)?;
-        plan.foresee(pipeline, &history, &costs, machine);
+        plan.foresee(pipeline, &history, costs, machine);
         Ok(plan)
     }
 

@@ -24,7 +24,7 @@ use crate::settings::Place;
 use crate::table::Table;
 
 pub(crate) fn run(args: BenchArgs, place: Place, printer: Printer) -> Result<ExitStatus> {
-    let (name, figures) = match args.command {
+    let (name, mut figures) = match args.command {
         BenchCommand::Lm(args) => ("lm", lm::measure(&args, printer)?),
         BenchCommand::Orch(args) => ("orch", orch::measure(&args, printer)?),
         BenchCommand::Gpu(args) => return gpu::run(&args, printer),
@@ -35,7 +35,7 @@ pub(crate) fn run(args: BenchArgs, place: Place, printer: Printer) -> Result<Exi
         BenchCommand::OrchRun(args) => return orch::run(args, place, printer),
         BenchCommand::OrchAttempt(_) => return super::attempt::run(&orch::registry()),
     };
-    let rates = figures.rates.clone();
+    let rates = std::mem::take(&mut figures.rates);
     print(name, figures, printer)?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     Calibration::keep(name, &rates, now.as_micros() as i64, printer);

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use engine::cost::{self, NodeCost};
-use engine::plan::{Plan, PlannedNode, PlannedState, Reason};
+use engine::plan::{Plan, PlannedNode, PlannedState, Reason, Targets};
 
 use crate::calibration::Calibration;
 use crate::cli::PipelineArgs;
@@ -19,13 +19,13 @@ use crate::table::{Align, Table};
 pub(crate) async fn run(args: PipelineArgs, place: Place, printer: Printer) -> Result<ExitStatus> {
     let pipeline = load(&args, printer)?;
     let engine = look(place).await?;
+    let costs = cost::estimate(&pipeline, &Targets::All)?;
     let machine = Calibration::read(printer).machine();
-    let plan = engine.plan(&pipeline, &settings::targets(&args), &machine).await?;
+    let plan = engine.plan(&pipeline, &settings::targets(&args), &costs, &machine).await?;
     if printer.is_json() {
         printer.json(&plan)?;
         return Ok(ExitStatus::Done);
     }
-    let costs = cost::estimate(&pipeline, &settings::targets(&args))?;
     printer.table(&table(&plan, &costs))?;
     for node in &plan.nodes {
         if let Some(reason @ Reason::NoFiles { .. }) = &node.reason {

@@ -3,11 +3,12 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use super::{Error, ExternalFile, Stat, StatCache};
 use crate::digest::Digest;
+use crate::parallel;
 
 /// A file changed this recently may change again without its times telling.
 const SETTLED_NS: i64 = 2_000_000_000;
@@ -35,7 +36,13 @@ pub(super) fn hash(
     now_us: i64,
     told: &(dyn Fn(Hashing) + Sync),
 ) -> Result<(Vec<Hashed>, bool), Error> {
-    let stats = in_parallel(&matched, |(path, _)| Stat::of(path).map_err(unreadable(path)))?;
+    let stat = |(path, _): &(PathBuf, String)| Stat::of(path).map_err(unreadable(path));
+    // Asking for a few is faster than starting threads for it.
+    let stats: Vec<Stat> = if matched.len() < FEW {
+        matched.iter().map(stat).collect::<Result<_, _>>()?
+    } else {
+        parallel::map(&matched, stat).into_iter().collect::<Result<_, _>>()?
+    };
     let known = |i: usize| {
         let (before, digest) = cache.get(&matched[i].1)?;
         (*before == stats[i]).then_some(*digest)
@@ -44,14 +51,15 @@ pub(super) fn hash(
     let fresh: Vec<usize> = (0..matched.len()).filter(|&i| digests[i].is_none()).collect();
     let size_bytes = fresh.iter().map(|&i| stats[i].size_bytes).sum();
     let teller = Teller::new(fresh.len(), Some(size_bytes), told);
-    let read = in_parallel(&fresh, |&i| {
+    let read = parallel::map(&fresh, |&i| {
         let path = &matched[i].0;
         let read = Digest::of_file_told(path, |n_bytes| teller.read(n_bytes));
         read.map(|(digest, _)| digest).map_err(unreadable(path))
-    })?;
+    });
     teller.end();
     let mut changed = false;
     for (i, digest) in fresh.into_iter().zip(read) {
+        let digest = digest?;
         digests[i] = Some(digest);
         let newest_ns = stats[i].mtime_ns.max(stats[i].ctime_ns);
         if newest_ns < now_us.saturating_mul(1000).saturating_sub(SETTLED_NS) {
@@ -69,35 +77,6 @@ pub(super) fn hash(
 
 fn unreadable(path: &Path) -> impl FnOnce(io::Error) -> Error {
     |source| Error::Io { path: path.to_owned(), source }
-}
-
-/// What `f` gives for each of `all`, in their order; the first error in that order.
-fn in_parallel<T: Sync, R: Send>(
-    all: &[T],
-    f: impl Fn(&T) -> Result<R, Error> + Sync,
-) -> Result<Vec<R>, Error> {
-    if all.len() < FEW {
-        return all.iter().map(f).collect();
-    }
-    let n_threads = std::thread::available_parallelism().map_or(1, usize::from).min(8);
-    let next = AtomicUsize::new(0);
-    let work = || {
-        let mut part = Vec::new();
-        loop {
-            let i = next.fetch_add(1, Ordering::Relaxed);
-            let Some(one) = all.get(i) else { return part };
-            part.push((i, f(one)));
-        }
-    };
-    let mut results = std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..n_threads).map(|_| scope.spawn(work)).collect();
-        let join = |thread: std::thread::ScopedJoinHandle<'_, _>| {
-            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        };
-        threads.into_iter().flat_map(join).collect::<Vec<_>>()
-    });
-    results.sort_unstable_by_key(|(i, _)| *i);
-    results.into_iter().map(|(_, result)| result).collect()
 }
 
 /// Counts what was read, and tells of it now and then.

@@ -78,7 +78,7 @@ impl Expected {
 }
 
 impl Plan {
-    /// Fills in what each node that may run will take, and sums up. `costs` are those of all nodes.
+    /// Fills in what each node that may run will take, and sums up. `costs` are those of all nodes, or none.
     pub(crate) fn foresee(
         &mut self,
         pipeline: &Pipeline,
@@ -90,8 +90,8 @@ impl Plan {
         let mut end_us = vec![0_i64; pipeline.nodes.len()];
         for planned in self.nodes.iter_mut().filter(|node| node.state != PlannedState::Cached) {
             let past = history.expect(&planned.name, planned.task).map(Expected::from);
-            planned.expected =
-                past.or_else(|| Expected::rated(&costs[planned.index], &machine.rates));
+            let rated = || Expected::rated(costs.get(planned.index)?, &machine.rates);
+            planned.expected = past.or_else(rated);
             forecast.n_nodes += 1;
             let mut duration_us = machine.node_overhead_us as i64;
             if let Some(expected) = planned.expected {

@@ -232,7 +232,7 @@ impl Bench {
         let plan = self
             .engine()
             .await
-            .plan(&self.pipeline, &Targets::All, &Machine::default())
+            .plan(&self.pipeline, &Targets::All, &[], &Machine::default())
             .await
             .unwrap();
         plan.nodes.into_iter().map(|node| (node.name, (node.state, node.reason))).collect()

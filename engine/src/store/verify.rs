@@ -2,11 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::num::NonZero;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::thread;
 
 use crate::digest::Digest;
+use crate::parallel;
 
 use super::{Error, Manifest, Store};
 
@@ -41,26 +39,9 @@ impl Store {
     /// Reads artifacts in full on all threads of the machine; gives those that are not whole, with what
     /// is wrong, as [`Self::verify`] says it.
     pub fn verify_all(&self, digests: &[Digest]) -> BTreeMap<Digest, String> {
-        let n_threads = thread::available_parallelism().map_or(1, NonZero::get);
-        let next = AtomicUsize::new(0);
-        let read = || {
-            let mut problems = BTreeMap::new();
-            while let Some(digest) = digests.get(next.fetch_add(1, Ordering::Relaxed)) {
-                if let Err(problem) = self.verify(digest) {
-                    problems.insert(*digest, problem);
-                }
-            }
-            problems
-        };
-        thread::scope(|scope| {
-            let n_helpers = n_threads.min(digests.len()).saturating_sub(1);
-            let helpers: Vec<_> = (0..n_helpers).map(|_| scope.spawn(read)).collect();
-            let mut problems = read();
-            for helper in helpers {
-                problems.extend(helper.join().expect("reading files does not panic"));
-            }
-            problems
-        })
+        let problems = parallel::map(digests, |digest| self.verify(digest).err());
+        let found = digests.iter().zip(problems);
+        found.filter_map(|(digest, problem)| Some((*digest, problem?))).collect()
     }
 
     /// Reads every file of an artifact, and gives their size in bytes.

@@ -72,10 +72,6 @@ pub(super) fn bpe(args: &BpeArgs) -> Result<Figures> {
     if let Some(rate) = figures.number("train_mb_per_s") {
         figures.rate(Some("train_tokenizer"), unit::TEXT_BYTES, 1e6 * rate);
     }
-    if let Some(rate) = figures.number("encode_mb_per_s_core") {
-        let rate = 1e6 * rate * threads(None) as f64;
-        figures.rate(Some("tokenize"), unit::TEXT_BYTES, rate);
-    }
     Ok(figures)
 }
 
@@ -93,9 +89,5 @@ pub(super) fn dedup(args: &DedupArgs) -> Result<Figures> {
 /// Repairing text.
 pub(super) fn clean(args: &CleanArgs) -> Result<Figures> {
     let options = bench::clean::Options { mb: args.mb, seed: args.seed };
-    let mut figures = bench::clean::measure(options).map(figures).map_err(failed)?;
-    if let Some(rate) = figures.number("clean_mb_per_s_core") {
-        figures.rate(Some("clean"), unit::TEXT_BYTES, 1e6 * rate * threads(None) as f64);
-    }
-    Ok(figures)
+    bench::clean::measure(options).map(figures).map_err(failed)
 }

@@ -191,6 +191,7 @@ impl Candidates {
         clusters: &mut Clusters,
     ) -> Result<u64, Failure> {
         let (mut own, mut other) = (Vec::new(), Vec::new());
+        let mut held = None;
         let mut n_compared = 0;
         for (b, band) in self.bands.iter().enumerate() {
             // Two that shared an earlier band were compared there.
@@ -204,14 +205,21 @@ impl Candidates {
                 let mut parts: Vec<Vec<u32>> = Vec::new();
                 for &i in bucket {
                     ctx.check_cancelled()?;
-                    sets.read(i, &mut own)?;
                     let mut failed = None;
                     let mut is_similar = |j: u32| {
                         if failed.is_some() || !is_new(i, j) {
                             return false;
                         }
                         n_compared += 1;
-                        failed = sets.read(j, &mut other).err();
+                        let mut read = || {
+                            // Most candidates are compared in one band only.
+                            if held != Some(i) {
+                                sets.read(i, &mut own)?;
+                                held = Some(i);
+                            }
+                            sets.read(j, &mut other)
+                        };
+                        failed = read().err();
                         failed.is_none() && jaccard(&own, &other) >= min_jaccard
                     };
                     self.place(i, &mut parts, clusters, &mut is_similar);

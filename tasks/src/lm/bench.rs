@@ -139,14 +139,13 @@ impl Workload {
 }
 
 impl Report {
-    /// Operations a second by unit, as estimates count them. Scoring is taken to be as fast as
-    /// training, which multiplies matrices of the same shapes; generation is that of the largest batch.
+    /// Operations a second by unit, as estimates count them; generation is that of the largest batch.
     pub fn rates(&self) -> Vec<(&'static str, f64)> {
         let trained = self.train_tokens_per_s * self.train_flop_per_token;
         let of_batch = |(n, rate): (&String, &f64)| Some((n.parse::<usize>().ok()?, *rate));
         let largest = self.generate_tokens_per_s.iter().filter_map(of_batch).max_by_key(|at| at.0);
         let generated = largest.map(|(_, rate)| rate * self.decode_flop_per_token);
-        let mut rates = vec![(unit::TRAIN_FLOP, trained), (unit::FORWARD_FLOP, trained)];
+        let mut rates = vec![(unit::TRAIN_FLOP, trained)];
         rates.extend(generated.map(|rate| (unit::DECODE_FLOP, rate)));
         rates
     }
@@ -185,7 +184,9 @@ pub fn run(
         threads: n_threads,
         n_parameters: config.n_parameters(),
         train_flop_per_token,
-        decode_flop_per_token: cost::model(&config).get(fact::TOKEN_FLOP).unwrap_or(f64::NAN),
+        decode_flop_per_token: cost::model(&config)
+            .get(fact::TOKEN_FLOP)
+            .expect("a model says what a token costs"),
         train_tokens_per_s: trained.tokens_per_s,
         train_tokens_per_s_best: trained.tokens_per_s_best,
         train_utilisation: flops / (gemm_peak_gflops * 1e9),

@@ -340,7 +340,7 @@ async fn stale_publish_is_refused() {
     bench.node("a", &[], json!({"act": "park"}));
     bench.run().await;
     let (old, new) = (bench.engine().await, bench.engine().await);
-    let plan = new.plan(&bench.pipeline, &Targets::All, &Machine::default()).await.unwrap();
+    let plan = new.plan(&bench.pipeline, &Targets::All, &[], &Machine::default()).await.unwrap();
     let key = plan.nodes[0].key.unwrap();
     let run = new.find_run("").await.unwrap();
     let writer = |engine: &'static Engine, lease_until_us, sequence| Writer {
@@ -425,7 +425,7 @@ async fn looking_makes_nothing() {
     bench.node("a", &[], json!({"text": "a"}));
     let dir = bench.dir.path().join("nothing");
     let engine = Engine::look(Settings::new(&dir)).await.unwrap();
-    let plan = engine.plan(&bench.pipeline, &Targets::All, &Machine::default()).await.unwrap();
+    let plan = engine.plan(&bench.pipeline, &Targets::All, &[], &Machine::default()).await.unwrap();
     assert_eq!(plan.count(PlannedState::Run), 1);
     assert!(engine.runs(9).await.unwrap().is_empty());
     assert!(!dir.exists());
