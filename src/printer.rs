@@ -86,8 +86,10 @@ impl Printer {
     /// Writes a line to stderr even when quiet.
     #[expect(clippy::unused_self, reason = "all output goes through the printer")]
     pub(crate) fn warn(self, text: impl Display) {
+        // In one call, since nothing gathers what is written to stderr.
+        let line = format!("{text}\n");
         // Where stderr is gone there is nobody left to tell.
-        let _ = writeln!(io::stderr().lock(), "{text}");
+        let _ = io::stderr().lock().write_all(line.as_bytes());
     }
 }
 

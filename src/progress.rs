@@ -79,9 +79,11 @@ impl Progress {
         // What is shown may be stale after a panic elsewhere, and nothing depends on it.
         let mut screen = self.screen.lock().unwrap_or_else(PoisonError::into_inner);
         let heard = std::mem::take(&mut *self.heard.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut lines = String::new();
         for (now, event) in heard {
-            screen.observe(&event, now);
+            screen.observe(&event, now, &mut lines);
         }
+        screen.say(&lines);
         act(&mut screen);
     }
 }
@@ -120,10 +122,14 @@ enum Weight {
 }
 
 impl Screen {
-    fn observe(&mut self, event: &RunEvent, now: Duration) {
+    /// Adds what is to be said of an event to `lines`.
+    fn observe(&mut self, event: &RunEvent, now: Duration, lines: &mut String) {
         let took = self.state.observe(event, now);
-        if let Some((weight, line)) = line_of(event, took, self.name_width, now) {
-            self.say(weight, &line);
+        if let Some((weight, line)) = line_of(event, took, self.name_width, now)
+            && self.shows(weight)
+        {
+            lines.push_str(&line);
+            lines.push('\n');
         }
     }
 
@@ -139,11 +145,20 @@ impl Screen {
         }
     }
 
-    fn say(&self, weight: Weight, line: &str) {
-        match (&self.face, weight) {
-            (Face::Bars(_), Weight::Detail) | (Face::Off(_), Weight::Detail | Weight::News) => {}
-            (Face::Bars(bars), _) => bars.print(line),
-            (Face::Lines(printer) | Face::Off(printer), _) => printer.warn(line),
+    fn shows(&self, weight: Weight) -> bool {
+        match self.face {
+            Face::Bars(_) => weight != Weight::Detail,
+            Face::Lines(_) => true,
+            Face::Off(_) => weight == Weight::Trouble,
+        }
+    }
+
+    /// Says lines, in one piece: short nodes end by the thousand.
+    fn say(&self, lines: &str) {
+        let Some(lines) = lines.strip_suffix('\n') else { return };
+        match &self.face {
+            Face::Bars(bars) => bars.print(lines),
+            Face::Lines(printer) | Face::Off(printer) => printer.warn(lines),
         }
     }
 }

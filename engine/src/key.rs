@@ -99,27 +99,53 @@ impl Components {
 
     /// The key.
     pub fn key(&self) -> NodeKey {
-        let mut canon = Canon(Vec::with_capacity(512));
-        canon.bytes(DOMAIN);
-        canon.bytes(self.task.as_bytes());
-        canon.bytes(&self.revision.to_le_bytes());
-        canon.object(&self.params);
-        canon.count(self.inputs.len());
-        for (port, parts) in &self.inputs {
-            canon.bytes(port.as_bytes());
-            canon.count(parts.len());
-            for part in parts {
-                canon.bytes(part.digest.as_bytes());
-                canon.bytes(part.label.as_bytes());
-            }
-        }
-        match &self.external {
-            None => canon.count(0),
-            Some(digest) => canon.bytes(digest.as_bytes()),
-        }
-        canon.bytes(self.salt.as_bytes());
-        NodeKey(Digest::of(&canon.0))
+        let params = self.params.iter().collect();
+        key_of(&self.task, self.revision, params, &self.inputs, self.external, &self.salt)
     }
+}
+
+impl NodeKey {
+    /// The key that [`Components::of`] the same has, without making them.
+    pub(crate) fn of(
+        node: &Node,
+        inputs: &BTreeMap<String, Vec<InputPart>>,
+        external: Option<Digest>,
+    ) -> Self {
+        let unkeyed = node.task.unkeyed();
+        let params = node.params.as_object().into_iter().flatten();
+        let params = params.filter(|(name, _)| !unkeyed.contains(&name.as_str())).collect();
+        key_of(node.task.kind(), node.task.revision(), params, inputs, external, &node.salt)
+    }
+}
+
+fn key_of(
+    task: &str,
+    revision: u32,
+    params: Vec<(&String, &Value)>,
+    inputs: &BTreeMap<String, Vec<InputPart>>,
+    external: Option<Digest>,
+    salt: &str,
+) -> NodeKey {
+    let mut canon = Canon(Vec::with_capacity(512));
+    canon.bytes(DOMAIN);
+    canon.bytes(task.as_bytes());
+    canon.bytes(&revision.to_le_bytes());
+    canon.object(params);
+    canon.count(inputs.len());
+    for (port, parts) in inputs {
+        canon.bytes(port.as_bytes());
+        canon.count(parts.len());
+        for part in parts {
+            canon.bytes(part.digest.as_bytes());
+            canon.bytes(part.label.as_bytes());
+        }
+    }
+    match external {
+        None => canon.count(0),
+        Some(digest) => canon.bytes(digest.as_bytes()),
+    }
+    canon.bytes(salt.as_bytes());
+    NodeKey(Digest::of(&canon.0))
 }
 
 /// Whether the names of producers on `port` are seen by the task and so belong to the key.
@@ -140,13 +166,12 @@ impl Canon {
         self.0.extend_from_slice(bytes);
     }
 
-    fn object(&mut self, map: &Map<String, Value>) {
-        let mut names: Vec<&String> = map.keys().collect();
-        names.sort_unstable();
-        self.count(names.len());
-        for name in names {
+    fn object(&mut self, mut fields: Vec<(&String, &Value)>) {
+        fields.sort_unstable_by_key(|(name, _)| *name);
+        self.count(fields.len());
+        for (name, value) in fields {
             self.bytes(name.as_bytes());
-            self.value(&map[name.as_str()]);
+            self.value(value);
         }
     }
 
@@ -171,7 +196,7 @@ impl Canon {
             }
             Value::Object(map) => {
                 self.bytes(b"object");
-                self.object(map);
+                self.object(map.iter().collect());
             }
         }
     }

@@ -40,7 +40,7 @@ pub(crate) use history::{History, Past};
 pub use inspect::Finding;
 pub(crate) use items::ItemCall;
 pub use keep::{Garbage, GarbageKind, GarbageList, Keep, PinRow, TagRow};
-pub(crate) use lookup::{KeyState, KeyStatus, LastAttempt};
+pub(crate) use lookup::{KeyState, KeyStates, KeyStatus, LastAttempt};
 pub use operate::{Cancelled, Ruling, Verdict};
 pub(crate) use owner::Owner;
 pub(crate) use record::{
@@ -339,6 +339,11 @@ impl Ledger {
         let location = self.location.clone();
         let database = Mutex::new(Database::connect(&location).await?);
         Ok(Self { database, location, clock: self.clock.clone(), read_only: None })
+    }
+
+    /// Leaves the ledger as whoever opens it next likes to find it.
+    pub(crate) async fn close(&self) {
+        self.database.lock().await.empty_log().await;
     }
 
     /// Opens the ledger for questions. A missing `SQLite` file is an empty ledger, and one that

@@ -163,6 +163,12 @@ impl Engine {
         Ok(Self { store, ledger, clock, lease, owner, build })
     }
 
+    /// Tidies up behind the last run: with `SQLite`, the whole ledger is then in its one file, unless
+    /// another process uses it too. Without this nothing is lost, but the next program opens it slower.
+    pub async fn close(self) {
+        self.ledger.close().await;
+    }
+
     /// Says what a run would do, and why, and what it will probably take: as past attempts did, and
     /// without a past what `costs` says of the node ([`crate::cost::estimate`] of all nodes), as fast as `machine` is.
     /// Changes nothing.

@@ -183,7 +183,7 @@ impl Engine {
 fn key_row(result: &NodeResult) -> KeyRow {
     KeyRow {
         key: result.key,
-        components: result.components.clone(),
+        components: result.components.as_deref().expect("what is missing was looked up").clone(),
         external: result.external.as_ref().map(|found| found.list()),
     }
 }

@@ -66,6 +66,7 @@ pub(super) async fn to_the_end(
     progress.clear();
     let summary = ended?;
     if let Some(summary) = &summary {
+        engine.close().await;
         tell(summary, progress.elapsed(), &flags, printer);
     }
     Ok(summary)

@@ -24,7 +24,7 @@ nodes:
   read: {task: read_corpus, params: {paths: ['-'], format: jsonl}}
   clean: {task: clean, in: {corpus: read}}
   dedup: {task: dedup, in: {corpus: clean}}
-  tokenizer: {task: train_tokenizer, in: {corpus: dedup}, params: {vocab_size: 8192, sample_bytes: 8000000}}
+  tokenizer: {task: train_tokenizer, in: {corpus: dedup}, params: {vocab_size: 4096, sample_bytes: 8000000}}
   tokens: {task: tokenize, in: {corpus: dedup, tokenizer: tokenizer}}
 """
 
@@ -82,6 +82,8 @@ def main():
     pack.wait()
     piped = time.time()
     summary = json.loads(run.communicate()[0])
+    if summary["state"] != "done":
+        raise SystemExit(f"the run ended {summary['state']}; see {place}")
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     sizes = {
         name: sum(os.path.getsize(os.path.join(dir, file)) for dir, _, files in os.walk(os.path.join(place, ".sbp", name)) for file in files)

@@ -6,8 +6,10 @@
 //! with a row at a time, the thread of the database would wake this one for each.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::fs;
 use std::io;
+use std::marker::PhantomData;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -15,8 +17,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::TryStreamExt as _;
-use serde::Deserialize;
-use serde_json::Value;
+use serde::de::{Deserializer as _, SeqAccess, Visitor};
+use serde::{Deserialize, de::DeserializeOwned};
 use sqlx::postgres::{PgConnectOptions, PgRow};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteRow, SqliteSynchronous};
 use sqlx::{
@@ -73,30 +75,12 @@ pub(crate) enum Bind<'a> {
 }
 
 /// A value of a result.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(try_from = "Value")]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Cell {
     Null,
     Int(i64),
     Real(f64),
     Text(String),
-}
-
-impl TryFrom<Value> for Cell {
-    type Error = String;
-
-    fn try_from(value: Value) -> Result<Self, String> {
-        match value {
-            Value::Null => Ok(Self::Null),
-            Value::String(text) => Ok(Self::Text(text)),
-            Value::Number(number) => number
-                .as_i64()
-                .map(Self::Int)
-                .or_else(|| number.as_f64().map(Self::Real))
-                .ok_or_else(|| format!("{number} is no number of a database")),
-            other => Err(format!("{other} is no value of a database")),
-        }
-    }
 }
 
 /// A row of a result, read by position.
@@ -224,6 +208,15 @@ impl Database {
         let _ = self.script("ROLLBACK").await;
     }
 
+    /// Moves what is in `SQLite`'s write-ahead log into the database and empties the log, which the next
+    /// program would have to read in full. Where another process is at it, that one will.
+    pub(crate) async fn empty_log(&mut self) {
+        if !self.is_postgres() {
+            // Nothing is lost when it fails: the log is part of the database.
+            let _ = self.script("PRAGMA busy_timeout = 0; PRAGMA wal_checkpoint(TRUNCATE)").await;
+        }
+    }
+
     /// Runs statements without binds.
     pub(crate) async fn script(&mut self, sql: &'static str) -> Result<(), Error> {
         let done = match &mut self.inner {
@@ -299,19 +292,20 @@ impl Database {
         rows.map_err(|error| Error::from_sqlx(&self.location, &error))
     }
 
-    /// Runs a query that selects a `{list: …}` and gives the rows in it.
-    pub(crate) async fn fetch_list(
+    /// Runs a query that selects a `{list: …}` and gives the rows in it to `take`, one after another.
+    pub(crate) async fn each_of_list<T: DeserializeOwned>(
         &mut self,
         sql: &'static str,
         binds: &[Bind<'_>],
-    ) -> Result<Vec<Row>, Error> {
+        take: impl FnMut(T),
+    ) -> Result<(), Error> {
         let rows = self.fetch(sql, binds).await?;
         let text = rows.into_iter().next().map(|mut row| row.text(0)).unwrap_or_default();
         if text.is_empty() {
-            return Ok(Vec::new());
+            return Ok(());
         }
-        let rows: Vec<Vec<Cell>> = serde_json::from_str(&text).map_err(Error::value)?;
-        Ok(rows.into_iter().map(Row).collect())
+        let mut list = serde_json::Deserializer::from_str(&text);
+        list.deserialize_seq(Each { take, row: PhantomData }).map_err(Error::value)
     }
 
     /// Runs a query and gives its rows one at a time.
@@ -344,6 +338,27 @@ impl Database {
         let is_postgres = self.is_postgres();
         let text = self.statements.entry(sql).or_insert_with(|| expand(sql, is_postgres).into());
         Arc::clone(text)
+    }
+}
+
+/// Takes the elements of a JSON array as they are read.
+struct Each<T, F> {
+    take: F,
+    row: PhantomData<T>,
+}
+
+impl<'de, T: Deserialize<'de>, F: FnMut(T)> Visitor<'de> for Each<T, F> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a list of rows")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(mut self, mut rows: A) -> Result<(), A::Error> {
+        while let Some(row) = rows.next_element()? {
+            (self.take)(row);
+        }
+        Ok(())
     }
 }
 

@@ -56,9 +56,16 @@ const RULES: &[Rule] = &[
     },
     Rule {
         problem: "a finished node of a run has no key",
-        sql: "SELECT n.run_id || ' ' || n.name FROM run_node AS n
+        sql: "SELECT n.run_id || ' ' || n.name FROM own_node AS n
                WHERE n.state IN ('done', 'cached') AND NOT EXISTS
                 (SELECT 1 FROM node_key AS k WHERE k.key = n.key)",
+        help: "restore the ledger from an export",
+        is_damage: true,
+    },
+    Rule {
+        problem: "a run shares the nodes of a run that shares others or is not there",
+        sql: "SELECT r.id FROM run AS r WHERE NOT EXISTS
+                (SELECT 1 FROM run AS o WHERE o.id = r.nodes_of AND o.nodes_of = o.id)",
         help: "restore the ledger from an export",
         is_damage: true,
     },

@@ -1,6 +1,8 @@
 //! What the planner asks of the ledger: in batches, one question for thousands of keys.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use serde::Deserialize;
 
 use super::database::{Bind, Database, Row};
 use super::{Error, Ledger, Ruling, Verdict};
@@ -11,7 +13,8 @@ use crate::plan::{Earlier, FileList};
 use crate::store::Manifest;
 
 /// Where the result of a key stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub(crate) enum KeyStatus {
     Missing,
     Running,
@@ -54,15 +57,18 @@ const KEYS: &str = "
       LEFT JOIN owner AS w ON w.id = k.owner
       LEFT JOIN output AS o ON o.key = k.key AND k.state = 'done'";
 
-/// Keys of the pipeline's last run: most of them are asked for next, all in one go instead of one
-/// question for each level of the graph.
+/// Keys of a range of the nodes of the pipeline's last run: most of them are asked for next, all in a
+/// few goes instead of one question for each level of the graph.
 const KEYS_OF_LAST_RUN: &str = "
     SELECT {list: k.key, k.state, k.epoch, '', k.lease_until_us, o.port, o.digest}
       FROM run_node AS n
       JOIN node_key AS k ON k.key = n.key AND k.state = 'done'
       LEFT JOIN output AS o ON o.key = k.key
      WHERE n.run_id = (SELECT id FROM run WHERE pipeline = $1
-                        ORDER BY started_us DESC, id LIMIT 1)";
+                        ORDER BY started_us DESC, id LIMIT 1)
+       AND n.ordinal >= $2 AND n.ordinal < $3";
+/// Nodes in one answer: its text is built in memory, on both sides.
+const NODES_AT_ONCE: i64 = 16_384;
 
 const MANIFESTS: &str = "
     SELECT {list: a.digest, a.manifest}
@@ -76,11 +82,13 @@ const LAST_ATTEMPTS: &str = "
       JOIN attempt AS a ON a.key = k.key AND a.epoch = k.epoch
       LEFT JOIN ruling AS u ON u.key = k.key";
 
+/// Only of rows that runs wrote themselves: a run that shares those of the run before it has the
+/// same keys.
 const EARLIER: &str = "
     SELECT r.i, n.run_id, k.key, k.task, k.revision, k.params, k.inputs, k.external, k.salt
       FROM {rows: i BIGINT, name TEXT, key TEXT} AS r
-      JOIN run_node AS n ON n.name = r.name AND n.key IS NOT NULL AND n.key <> r.key
-       AND n.run_us = (SELECT x.run_us FROM run_node AS x JOIN run AS y ON y.id = x.run_id
+      JOIN own_node AS n ON n.name = r.name AND n.key IS NOT NULL AND n.key <> r.key
+       AND n.run_us = (SELECT x.run_us FROM own_node AS x JOIN run AS y ON y.id = x.run_id
                         WHERE x.name = r.name AND x.key IS NOT NULL AND x.key <> r.key
                           AND y.pipeline = $2
                         ORDER BY x.run_us DESC LIMIT 1)
@@ -116,26 +124,24 @@ pub(super) fn column<T: ToString>(values: impl Iterator<Item = T>) -> Result<Str
     serde_json::to_string(&rows).map_err(Error::value)
 }
 
-fn collect_keys(rows: Vec<Row>) -> Result<BTreeMap<NodeKey, KeyState>, Error> {
-    let mut states: BTreeMap<NodeKey, KeyState> = BTreeMap::new();
-    for mut row in rows {
-        let key: NodeKey = row.text(0).parse().map_err(Error::value)?;
-        let state = states.entry(key).or_insert_with(|| KeyState {
-            status: match row.text(1).as_str() {
-                "done" => KeyStatus::Done,
-                "running" => KeyStatus::Running,
-                _ => KeyStatus::Missing,
-            },
-            epoch: row.int(2),
-            owner: row.text(3),
-            lease_until_us: row.int(4),
-            outputs: BTreeMap::new(),
-        });
-        if let Some(port) = row.opt_text(5) {
-            state.outputs.insert(port, row.text(6).parse().map_err(Error::value)?);
-        }
-    }
-    Ok(states)
+/// A row of [`KEYS`] and [`KEYS_OF_LAST_RUN`]: one for each output of a key, or one alone.
+type KeyPart = (NodeKey, KeyStatus, i64, String, i64, Option<String>, Option<Digest>);
+
+/// What is known of keys. There may be many, and they are only asked for one by one.
+pub(crate) type KeyStates = HashMap<NodeKey, KeyState>;
+
+fn add_key(
+    states: &mut KeyStates,
+    (key, status, epoch, owner, lease_until_us, port, digest): KeyPart,
+) {
+    let state = states.entry(key).or_insert_with(|| KeyState {
+        status,
+        epoch,
+        owner,
+        lease_until_us,
+        outputs: BTreeMap::new(),
+    });
+    state.outputs.extend(port.zip(digest));
 }
 
 impl Ledger {
@@ -143,19 +149,29 @@ impl Ledger {
     pub(crate) async fn keys(
         &self,
         keys: impl Iterator<Item = NodeKey>,
-    ) -> Result<BTreeMap<NodeKey, KeyState>, Error> {
+    ) -> Result<KeyStates, Error> {
         let rows = column(keys)?;
-        let rows = self.database.lock().await.fetch_list(KEYS, &[Bind::Text(&rows)]).await?;
-        collect_keys(rows)
+        let mut states = KeyStates::new();
+        let mut database = self.database.lock().await;
+        database.each_of_list(KEYS, &[Bind::Text(&rows)], |row| add_key(&mut states, row)).await?;
+        Ok(states)
     }
 
-    /// What is known of the keys of the pipeline's last run.
+    /// What is known of the keys of the first `n_nodes` nodes of the pipeline's last run.
     pub(crate) async fn keys_of_last_run(
         &self,
         pipeline: &str,
-    ) -> Result<BTreeMap<NodeKey, KeyState>, Error> {
+        n_nodes: usize,
+    ) -> Result<KeyStates, Error> {
+        let mut states = KeyStates::new();
         let mut database = self.database.lock().await;
-        collect_keys(database.fetch_list(KEYS_OF_LAST_RUN, &[Bind::Text(pipeline)]).await?)
+        for first in (0..n_nodes as i64).step_by(NODES_AT_ONCE as usize) {
+            let end = first + NODES_AT_ONCE;
+            let binds = [Bind::Text(pipeline), Bind::Int(first), Bind::Int(end)];
+            let take = |row| add_key(&mut states, row);
+            database.each_of_list(KEYS_OF_LAST_RUN, &binds, take).await?;
+        }
+        Ok(states)
     }
 
     /// Manifests of the artifacts that the store should hold.
@@ -166,11 +182,12 @@ impl Ledger {
     ) -> Result<BTreeMap<Digest, Manifest>, Error> {
         let rows = column(digests)?;
         let binds = [Bind::Text(&rows), Bind::Text(store)];
-        let rows = self.database.lock().await.fetch_list(MANIFESTS, &binds).await?;
         let mut manifests = BTreeMap::new();
-        for mut row in rows {
-            let manifest = serde_json::from_str(&row.text(1)).map_err(Error::value)?;
-            manifests.insert(row.text(0).parse().map_err(Error::value)?, manifest);
+        let mut texts: Vec<(Digest, String)> = Vec::new();
+        let mut database = self.database.lock().await;
+        database.each_of_list(MANIFESTS, &binds, |row| texts.push(row)).await?;
+        for (digest, text) in texts {
+            manifests.insert(digest, serde_json::from_str(&text).map_err(Error::value)?);
         }
         Ok(manifests)
     }

@@ -171,19 +171,18 @@ pub(crate) struct Reply {
     pub(crate) collected: Vec<(ItemKey, i64)>,
 }
 
+/// The run before, when it read the same text and found or made the same results.
+const SAME_RUN: &str = "
+    SELECT r.nodes_of FROM run AS r JOIN run AS o ON o.id = r.nodes_of
+     WHERE r.id = (SELECT b.id FROM run AS b WHERE b.pipeline = $1
+                    ORDER BY b.started_us DESC, b.id LIMIT 1)
+       AND r.nodes_digest = $2 AND o.text = $3";
 const INSERT_RUN: &str = "
-    INSERT INTO run (id, pipeline, path, text, params, owner, state, started_us, nodes_digest)
-    VALUES ($1, $2, $3, $4, $5, $6, 'running', $7, nullif($8, ''))";
-/// When a run finds everything as the one before left it, its rows are copied inside the database.
-const COPY_RUN_NODES: &str = "
-    INSERT INTO run_node (run_id, run_us, ordinal, name, entry, task, key, state, reason)
-    SELECT $1, $2, n.ordinal, n.name, n.entry, n.task, n.key, 'cached', NULL
-      FROM run_node AS n
-     WHERE n.run_id = (SELECT r.id FROM run AS r
-                        WHERE r.pipeline = $3 AND r.nodes_digest = $4 AND r.id <> $1
-                        ORDER BY r.started_us DESC, r.id LIMIT 1)";
+    INSERT INTO run (id, pipeline, path, text, params, owner, state, started_us, nodes_digest,
+                     nodes_of)
+    VALUES ($1, $2, $3, $4, $5, $6, 'running', $7, nullif($8, ''), $9)";
 const INSERT_RUN_NODES: &str = "
-    INSERT INTO run_node (run_id, run_us, ordinal, name, entry, task, key, state, reason)
+    INSERT INTO own_node (run_id, run_us, ordinal, name, entry, task, key, state, reason)
     SELECT $2, $3, r.ordinal, r.name, r.entry, r.task, r.key, r.state, r.reason
       FROM {rows: ordinal BIGINT, name TEXT, entry TEXT, task TEXT, key TEXT, state TEXT,
             reason TEXT} AS r";
@@ -271,11 +270,11 @@ const END_ATTEMPTS: &str = "
 
 /// The run's id is in every row: bound apart, it makes `SQLite` go through all nodes of the run.
 const UPDATE_NODES: &str = "
-    UPDATE run_node
-       SET state = r.state, key = coalesce(r.key, run_node.key),
-           reason = coalesce(r.reason, run_node.reason)
+    UPDATE own_node
+       SET state = r.state, key = coalesce(r.key, own_node.key),
+           reason = coalesce(r.reason, own_node.reason)
       FROM {rows: run_id TEXT, ordinal BIGINT, state TEXT, key TEXT, reason TEXT} AS r
-     WHERE run_node.run_id = r.run_id AND run_node.ordinal = r.ordinal";
+     WHERE own_node.run_id = r.run_id AND own_node.ordinal = r.ordinal";
 const INSERT_METRICS: &str = "
     INSERT INTO metric (key, epoch, name, step, value, at_us)
     SELECT r.key, r.epoch, r.name, r.step, r.value, r.at_us
@@ -318,16 +317,16 @@ pub(crate) struct Writer<'a> {
 pub(crate) fn nodes_digest<'a>(
     nodes: impl Iterator<Item = (usize, &'a str, &'a str, &'a str, Option<NodeKey>)>,
 ) -> Option<Digest> {
-    let mut hasher = blake3::Hasher::new();
+    let mut text = Vec::new();
     for (ordinal, name, entry, task, key) in nodes {
-        hasher.update(&(ordinal as u64).to_le_bytes());
-        for text in [name, entry, task] {
-            hasher.update(&(text.len() as u64).to_le_bytes());
-            hasher.update(text.as_bytes());
+        text.extend_from_slice(&(ordinal as u64).to_le_bytes());
+        for part in [name, entry, task] {
+            text.extend_from_slice(&(part.len() as u64).to_le_bytes());
+            text.extend_from_slice(part.as_bytes());
         }
-        hasher.update(key?.0.as_bytes());
+        text.extend_from_slice(key?.0.as_bytes());
     }
-    Some(hasher.finalize().into())
+    Some(Digest::of(&text))
 }
 
 /// Rows as the statements take them. No database takes the character 0 in a text, and a program
@@ -376,28 +375,25 @@ impl Ledger {
         let mut database = self.database.lock().await;
         database.begin().await?;
         let write = async {
+            let same = if all_cached {
+                let binds = [Bind::Text(run.pipeline), Bind::Text(&digest), Bind::Text(run.text)];
+                database.fetch(SAME_RUN, &binds).await?.first_mut().map(|row| row.text(0))
+            } else {
+                None
+            };
             let binds = [
                 Bind::Text(run.id),
                 Bind::Text(run.pipeline),
                 Bind::Text(run.path),
-                Bind::Text(run.text),
+                Bind::Text(if same.is_some() { "" } else { run.text }),
                 Bind::Text(&run.params),
                 Bind::Text(&owner.id),
                 Bind::Int(now_us),
                 Bind::Text(&digest),
+                Bind::Text(same.as_deref().unwrap_or(run.id)),
             ];
             database.run(INSERT_RUN, &binds).await?;
-            let mut n_copied = 0;
-            if all_cached && !digest.is_empty() {
-                let binds = [
-                    Bind::Text(run.id),
-                    Bind::Int(now_us),
-                    Bind::Text(run.pipeline),
-                    Bind::Text(&digest),
-                ];
-                n_copied = database.run(COPY_RUN_NODES, &binds).await?;
-            }
-            if n_copied == 0 {
+            if same.is_none() {
                 let nodes = json(&run.nodes)?;
                 let binds = [Bind::Text(&nodes), Bind::Text(run.id), Bind::Int(now_us)];
                 database.run(INSERT_RUN_NODES, &binds).await?;

@@ -35,6 +35,12 @@ const MIGRATIONS: &[Migration] = &[
         sqlite: include_str!("../../../migrations/sqlite/0004_provenance.sql"),
         postgres: include_str!("../../../migrations/postgres/0004_provenance.sql"),
     },
+    Migration {
+        version: 5,
+        name: "shared_nodes",
+        sqlite: include_str!("../../../migrations/sqlite/0005_shared_nodes.sql"),
+        postgres: include_str!("../../../migrations/postgres/0005_shared_nodes.sql"),
+    },
 ];
 
 /// The schema that this program reads and writes.

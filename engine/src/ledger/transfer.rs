@@ -45,12 +45,13 @@ const TABLES: &[Table] = tables! {
     "owner" by "id": id TEXT, host TEXT, boot TEXT, pid BIGINT, pid_started BIGINT,
         started_us BIGINT, batch BIGINT, build TEXT, machine TEXT;
     "run" by "started_us, id": id TEXT, pipeline TEXT, path TEXT, text TEXT, params TEXT,
-        owner TEXT, state TEXT, started_us BIGINT, ended_us BIGINT, nodes_digest TEXT;
+        owner TEXT, state TEXT, started_us BIGINT, ended_us BIGINT, nodes_digest TEXT,
+        nodes_of TEXT;
     "external_list" by "digest": digest TEXT, files TEXT;
     "node_key" by "key": key TEXT, task TEXT, revision BIGINT, params TEXT, inputs TEXT,
         external TEXT, salt TEXT, state TEXT, epoch BIGINT, owner TEXT, lease_until_us BIGINT,
         created_us BIGINT;
-    "run_node" by "run_id, ordinal": run_id TEXT, run_us BIGINT, ordinal BIGINT, name TEXT,
+    "own_node" by "run_id, ordinal": run_id TEXT, run_us BIGINT, ordinal BIGINT, name TEXT,
         entry TEXT, task TEXT, key TEXT, state TEXT, reason TEXT;
     "attempt" by "key, epoch": key TEXT, epoch BIGINT, run_id TEXT, node TEXT, owner TEXT,
         state TEXT, started_us BIGINT, ended_us BIGINT, failure_kind TEXT, failure_message TEXT,

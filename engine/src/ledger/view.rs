@@ -187,8 +187,9 @@ const RUNS: &str = "
      ORDER BY r.started_us DESC, r.id LIMIT $1";
 const RUN: &str = "
     SELECT r.id, r.pipeline, r.path, r.state, r.started_us, r.ended_us, w.host || ':' || w.pid,
-           r.owner, r.text, r.params
-      FROM run AS r JOIN owner AS w ON w.id = r.owner WHERE r.id = $1";
+           r.owner, o.text, r.params
+      FROM run AS r JOIN owner AS w ON w.id = r.owner JOIN run AS o ON o.id = r.nodes_of
+     WHERE r.id = $1";
 const RUN_COUNTS: &str = "
     SELECT n.run_id, n.state, count(*)
       FROM {rows: id TEXT} AS r JOIN run_node AS n ON n.run_id = r.id GROUP BY n.run_id, n.state";

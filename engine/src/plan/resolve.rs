@@ -10,7 +10,7 @@ use crate::digest::Digest;
 use crate::external::{self, Hashing, Resolved, StatCache};
 use crate::graph::{Node, Pipeline};
 use crate::key::{Components, InputPart, NodeKey, is_labelled};
-use crate::ledger::{KeyState, KeyStatus, LastAttempt, Ledger, Ruling};
+use crate::ledger::{KeyState, KeyStates, KeyStatus, LastAttempt, Ledger, Ruling};
 use crate::run::{Observer, RunEvent};
 use crate::store::{Damage, Manifest, Store};
 
@@ -21,12 +21,14 @@ pub(crate) type Outputs = BTreeMap<String, Digest>;
 #[derive(Clone, Debug)]
 pub(crate) struct NodeResult {
     pub(crate) key: NodeKey,
-    pub(crate) components: Components,
+    /// What the key is made of; `None` for a result that is there and was not looked up, since nobody
+    /// asks any more.
+    pub(crate) components: Option<Box<Components>>,
     pub(crate) verdict: Verdict,
     /// Its external files.
     pub(crate) external: Option<Arc<Resolved>>,
     /// What an operator decided on the key, unless its result is there.
-    pub(crate) ruling: Option<Ruling>,
+    pub(crate) ruling: Option<Box<Ruling>>,
 }
 
 /// Whether a node's result is there.
@@ -58,7 +60,7 @@ pub(crate) struct Resolver<'a> {
     mode: Mode,
     /// Hears of what takes long.
     observer: Arc<dyn Observer>,
-    known: BTreeMap<NodeKey, KeyState>,
+    known: KeyStates,
     manifests: BTreeMap<Digest, Manifest>,
     health: BTreeMap<Digest, Result<(), String>>,
     externals: BTreeMap<usize, Arc<Resolved>>,
@@ -85,7 +87,7 @@ impl<'a> Resolver<'a> {
             clock,
             mode,
             observer,
-            known: BTreeMap::new(),
+            known: KeyStates::new(),
             manifests: BTreeMap::new(),
             health: BTreeMap::new(),
             externals: BTreeMap::new(),
@@ -98,17 +100,17 @@ impl<'a> Resolver<'a> {
     /// Resolves every covered node whose inputs are known; `None` for the others.
     pub(crate) async fn all(&mut self, covered: &[bool]) -> Result<Vec<Option<NodeResult>>, Error> {
         self.read_externals(covered).await?;
-        self.known = self.ledger.keys_of_last_run(&self.pipeline.name).await?;
+        let n_nodes = self.pipeline.nodes.len();
+        self.known = self.ledger.keys_of_last_run(&self.pipeline.name, n_nodes).await?;
         let digests = outputs_of(self.known.values());
         self.read_manifests(digests).await?;
-        let n_nodes = self.pipeline.nodes.len();
         let mut results: Vec<Option<NodeResult>> = vec![None; n_nodes];
         let mut outputs: Vec<Option<Outputs>> = vec![None; n_nodes];
         loop {
             let ask = blocking(|| self.pass(covered, &mut results, &mut outputs));
             if ask.is_empty() {
                 // From here on the ledger is asked about few keys at a time.
-                self.known.clear();
+                self.known = KeyStates::new();
                 return Ok(results);
             }
             for (index, result) in self.ask(ask).await? {
@@ -135,8 +137,10 @@ impl<'a> Resolver<'a> {
             if self.without_files.contains_key(&index) {
                 continue;
             }
-            let Some(components) = self.components(index, outputs) else { continue };
-            let key = components.key();
+            let Some(inputs) = self.inputs(index, outputs) else { continue };
+            let external = self.externals.get(&index).map(|resolved| resolved.digest);
+            let node = &self.pipeline.nodes[index];
+            let key = NodeKey::of(node, &inputs, external);
             let done = match self.known.get(&key) {
                 Some(state) if state.status == KeyStatus::Done => Some(state.outputs.clone()),
                 _ => None,
@@ -146,13 +150,11 @@ impl<'a> Resolver<'a> {
                     outputs[index] = Some(made.clone());
                     let verdict = Verdict::Cached(made);
                     let external = self.external(index);
-                    // Nobody asks any more what the key is made of.
-                    let components = Components::default();
-                    let ruling = None;
+                    let (components, ruling) = (None, None);
                     results[index] =
                         Some(NodeResult { key, components, verdict, external, ruling });
                 }
-                _ => ask.push((index, components)),
+                _ => ask.push((index, Components::of(node, inputs, external))),
             }
         }
         ask
@@ -164,6 +166,17 @@ impl<'a> Resolver<'a> {
         index: usize,
         outputs: &[Option<Outputs>],
     ) -> Option<Components> {
+        let inputs = self.inputs(index, outputs)?;
+        let external = self.externals.get(&index).map(|resolved| resolved.digest);
+        Some(Components::of(&self.pipeline.nodes[index], inputs, external))
+    }
+
+    /// The artifacts that a node is given; `None` while one is unknown.
+    fn inputs(
+        &self,
+        index: usize,
+        outputs: &[Option<Outputs>],
+    ) -> Option<BTreeMap<String, Vec<InputPart>>> {
         let node = &self.pipeline.nodes[index];
         let mut inputs = BTreeMap::new();
         for (port, sources) in &node.inputs {
@@ -180,8 +193,7 @@ impl<'a> Resolver<'a> {
             }
             inputs.insert(port.clone(), parts);
         }
-        let external = self.externals.get(&index).map(|resolved| resolved.digest);
-        Some(Components::of(node, inputs, external))
+        Some(inputs)
     }
 
     /// Asks the ledger about nodes with these components.
@@ -224,7 +236,7 @@ impl<'a> Resolver<'a> {
                 }
             };
             let external = self.external(index);
-            let ruling = None;
+            let (components, ruling) = (Some(Box::new(components)), None);
             results.push((index, NodeResult { key, components, verdict, external, ruling }));
         }
         self.explain(&mut results, missing).await?;
@@ -250,7 +262,7 @@ impl<'a> Resolver<'a> {
             self.ledger.last_attempts(tried.into_iter()).await?
         };
         for (_, result) in results.iter_mut() {
-            result.ruling = ends.get(&result.key).and_then(|end| end.ruling.clone());
+            result.ruling = ends.get(&result.key).and_then(|end| end.ruling.clone()).map(Box::new);
         }
         let asked: Vec<(usize, &str, NodeKey)> = missing
             .iter()
@@ -275,8 +287,8 @@ impl<'a> Resolver<'a> {
             } else if let Some(earlier) = earlier.remove(&at) {
                 let sources = self.source_names(&nodes[*index]);
                 let list = result.external.as_ref().map(|found| found.list()).unwrap_or_default();
-                let changes =
-                    changes(&nodes[*index], &sources, &result.components, &list, &earlier);
+                let now = result.components.as_deref().expect("what is missing was looked up");
+                let changes = changes(&nodes[*index], &sources, now, &list, &earlier);
                 Reason::Changed { since: earlier.key, run: earlier.run, changes }
             } else {
                 Reason::NeverRan

@@ -81,7 +81,7 @@ pub(super) struct Driver<'a> {
     /// Nodes and epochs of other processes that were helped.
     helped: BTreeSet<(usize, i64)>,
     ran: BTreeSet<usize>,
-    /// Keys whose components are in the ledger.
+    /// Keys without a result whose components are in the ledger.
     written: BTreeSet<NodeKey>,
     /// Nodes whose external files changed under a task.
     moved: BTreeSet<usize>,
@@ -126,6 +126,7 @@ impl<'a> Driver<'a> {
         let seed = u64::from_le_bytes(
             *blake3::hash(run.as_bytes()).as_bytes().first_chunk().expect("a hash has 32 bytes"),
         );
+        let not_cached = |result: &&NodeResult| !matches!(result.verdict, Verdict::Cached(_));
         let policy = Policy { total, keep_going: options.keep_going, seed };
         let n_nodes = pipeline.nodes.len();
         let now = Instant::now();
@@ -150,7 +151,7 @@ impl<'a> Driver<'a> {
             watched: BTreeMap::new(),
             helped: BTreeSet::new(),
             ran: BTreeSet::new(),
-            written: results.iter().flatten().map(|result| result.key).collect(),
+            written: results.iter().flatten().filter(not_cached).map(|result| result.key).collect(),
             moved: BTreeSet::new(),
             results,
             batch: Batch::default(),

@@ -276,6 +276,49 @@ async fn second_run_finds_everything() {
 }
 
 #[tokio::test]
+async fn a_run_with_nothing_to_do_shares_what_the_one_before_wrote() {
+    let mut bench = Bench::new();
+    bench.node("a", &[], json!({"text": "a"}));
+    bench.node("b", &["a"], json!({"text": "b"}));
+    bench.pipeline.text = "first".into();
+    let made = bench.run().await;
+    let shared = [bench.run().await, bench.run().await];
+    let engine = bench.engine().await;
+    let written = "SELECT count(*) FROM own_node";
+    assert_eq!(engine.ledger.ask(written).await, 2);
+    for (run, state) in [(&made, NodeState::Done), (&shared[1], NodeState::Cached)] {
+        let detail = engine.run_detail(&run.run).await.unwrap();
+        assert_eq!(detail.text, "first");
+        let nodes = detail.nodes.iter().map(|node| (node.name.as_str(), node.state));
+        assert_eq!(Vec::from_iter(nodes), [("a", state), ("b", state)]);
+        assert_eq!(detail.nodes[0].reason.is_some(), state == NodeState::Done);
+        assert!(detail.nodes[0].key.is_some());
+    }
+    let listed = engine.runs(10).await.unwrap();
+    let cached = listed.iter().map(|run| run.nodes.get(&NodeState::Cached).copied());
+    assert_eq!(Vec::from_iter(cached), [Some(2), Some(2), None]);
+    assert_eq!(engine.logs(&shared[0].run, "a", Lines::Last(5)).await.unwrap().len(), 1);
+
+    // Another text is kept, a node more is written, and what was there before is what changed.
+    bench.pipeline.text = "second".into();
+    let other_text = bench.run().await;
+    assert_eq!(engine.ledger.ask(written).await, 4);
+    assert_eq!(engine.run_detail(&other_text.run).await.unwrap().text, "second");
+    bench.set("b", "text", json!("B"));
+    bench.run().await;
+    bench.set("b", "text", json!("b"));
+    let back = bench.run().await;
+    assert_eq!(counts(&back), [0, 2, 0, 0]);
+    bench.set("b", "text", json!("c"));
+    let Some(Reason::Changed { since, run, .. }) = bench.plan().await["b"].1.clone() else {
+        panic!()
+    };
+    let detail = engine.node_detail(&back.run, "b").await.unwrap();
+    assert_eq!((Some(since.to_string()), run), (detail.node.key, back.run));
+    assert!(engine.check_ledger().await.unwrap().is_empty());
+}
+
+#[tokio::test]
 async fn same_bytes_cut_the_rerun_off() {
     let mut bench = Bench::new();
     bench.node("head", &[], json!({"text": "x"})).salt = "1".to_owned();

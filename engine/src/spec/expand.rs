@@ -29,7 +29,7 @@ pub(crate) struct Instance {
     pub(crate) entry: usize,
     pub(crate) name: String,
     pub(crate) matrix: IndexMap<String, Value>,
-    pub(crate) scope: Scope,
+    pub(crate) scope: Rc<Scope>,
     pub(crate) made: Rc<Made>,
 }
 
@@ -46,6 +46,7 @@ pub(crate) struct Made {
 /// Expands every entry, in the order of the file. Entries whose matrix is wrong give none.
 pub(crate) fn instances(reader: &mut Reader<'_>, document: &Document<'_, '_>) -> Vec<Instance> {
     let mut instances = Vec::with_capacity(document.entries.len());
+    let plain = Rc::new(document.scope.clone());
     for (index, (name, entry)) in document.entries.iter().enumerate() {
         let Some(combinations) = combinations(reader, name, entry, &document.scope) else {
             continue;
@@ -62,9 +63,9 @@ pub(crate) fn instances(reader: &mut Reader<'_>, document: &Document<'_, '_>) ->
         let mut shared: Option<Rc<Made>> = None;
         for matrix in combinations {
             let scope = if matrix.is_empty() {
-                document.scope.clone()
+                Rc::clone(&plain)
             } else {
-                document.scope.with_matrix(&matrix)
+                Rc::new(document.scope.with_matrix(&matrix))
             };
             let made = match &shared {
                 Some(made) => Rc::clone(made),
@@ -113,6 +114,7 @@ fn make(reader: &mut Reader<'_>, name: &str, entry: &Entry<'_, '_>, scope: &Scop
     }
     let tree = Tree { span: at, node: TreeNode::Map(fields) };
     tree.places(reader.source, &mut String::new(), &mut made.param_places);
+    made.param_places.shrink_to_fit();
     if let Some(checked) = checked(reader, kind, &params, &tree) {
         made.params = checked.params;
         made.external = checked.external;

@@ -222,13 +222,16 @@ impl<'t> Loader<'_, 't> {
                 self.open(span, Frame::Map { start: span, anchor, map, seen, next: Next::Key })
             }
             Event::SequenceEnd | Event::MappingEnd => match self.stack.pop() {
-                Some(Frame::Seq { start, anchor, items }) => {
+                Some(Frame::Seq { start, anchor, mut items }) => {
+                    items.shrink_to_fit();
                     let span = self.collection_span(start, span);
                     self.close(anchor, Yaml { span, kind: Kind::Seq(items) })
                 }
                 Some(Frame::Map { start, anchor, map, .. }) => {
                     let span = self.collection_span(start, span);
-                    let map = self.merge(map);
+                    let mut map = self.merge(map);
+                    // Most maps are short, and there may be a hundred thousand of them.
+                    map.0.shrink_to_fit();
                     self.close(anchor, Yaml { span, kind: Kind::Map(map) })
                 }
                 None => Ok(()),

@@ -1,16 +1,21 @@
 #!/usr/bin/env python3
-"""The FAISS side of `sbp bench pair`: pair.py [N] [NPROBE,NPROBE,...]
+"""FAISS and ScaNN beside `sbp bench pair`: pair.py [N] [NPROBE,NPROBE,...]
 
-Needs numpy and faiss-cpu. Embeddings of the same family as the bench's own (a hierarchical mixture with
-Zipf cluster sizes), an IVF index with sqrt(N) lists and 8-bit values, top-200 of sampled rows of the set
+Needs numpy and faiss-cpu; ScaNN takes part where it is installed. Embeddings of the same family as the bench's own (a hierarchical mixture with
+Zipf cluster sizes), an index of each with sqrt(N) lists and 8-bit values, top-200 of sampled rows of the set
 itself, recall against IndexFlatIP. One thread; CPU-seconds of the whole self-join follow from the
 sample's. One JSON line a setting.
 """
-import json, os, sys, time
+import importlib.metadata, json, os, sys, time
 
 os.environ["OMP_NUM_THREADS"] = "1"
 import faiss
 import numpy as np
+
+try:
+    import scann
+except ImportError:
+    scann = None
 
 n = int(sys.argv[1]) if len(sys.argv) > 1 else 200_000
 probes = [int(p) for p in (sys.argv[2] if len(sys.argv) > 2 else "16,32,64").split(",")]
@@ -65,12 +70,35 @@ del flat
 index = faiss.index_factory(d, f"IVF{round(n**0.5)},SQ8", faiss.METRIC_INNER_PRODUCT)
 _, build_s = timed(lambda: (index.train(rows), index.add(rows)))
 print(json.dumps({"index": "flat", "cpu_s": round(flat_s * n / n_queries, 1), "recall": 1.0}), flush=True)
-for probe in probes:
-    index.nprobe = probe
-    (_, ids), search_s = timed(lambda: index.search(rows[queries], k + 1))
+
+
+def tell(index, probe, search, build_s, version):
+    ids, search_s = timed(search)
     hit = sum(len(a & b) for a, b in zip(neighbours(ids, queries), truth))
     print(json.dumps({
-        "faiss": faiss.__version__, "index": f"IVF{round(n**0.5)},SQ8", "n": n, "nprobe": probe,
-        "recall": round(hit / (k * n_queries), 4), "build_cpu_s": round(build_s, 1),
-        "search_cpu_s": round(search_s * n / n_queries, 1),
+        "index": index, "version": version, "n": n, "nprobe": probe, "recall": round(hit / (k * n_queries), 4),
+        "build_cpu_s": round(build_s, 1), "search_cpu_s": round(search_s * n / n_queries, 1),
     }), flush=True)
+
+
+for probe in probes:
+    index.nprobe = probe
+    tell(f"faiss IVF{round(n**0.5)},SQ8", probe, lambda: index.search(rows[queries], k + 1)[1], build_s, faiss.__version__)
+if scann is None:
+    sys.exit("ScaNN is not installed and was left out")
+del index
+
+
+def scann_index():
+    builder = scann.scann_ops_pybind.builder(rows, k + 1, "dot_product").set_n_training_threads(1)
+    tree = builder.tree(num_leaves=round(n**0.5), num_leaves_to_search=probes[0], training_sample_size=n)
+    index = tree.score_brute_force(quantize=True).build()
+    index.set_num_threads(1)
+    return index
+
+
+index, build_s = timed(scann_index)
+version = importlib.metadata.version("scann")
+for probe in probes:
+    search = lambda: index.search_batched(rows[queries], leaves_to_search=probe)[0]
+    tell(f"scann {round(n**0.5)} leaves, int8", probe, search, build_s, version)
