@@ -262,6 +262,15 @@ impl State {
         self.n_unfinished == 0
     }
 
+    /// Whether claimed work is at hand that will soon fill the transaction that results share.
+    pub(crate) fn fills_transaction(&self) -> bool {
+        !self.stopping
+            && !self.halted
+            && self.n_publishing < PUBLISHING_MAX
+            && self.n_running > 0
+            && self.claimed.len() + self.n_publishing >= PUBLISHING_MAX
+    }
+
     /// Attempts under way.
     pub(crate) fn n_running(&self) -> usize {
         self.n_running

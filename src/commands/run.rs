@@ -1,5 +1,6 @@
 //! `sbp run`: runs what is missing.
 
+use std::fmt::Write as _;
 use std::fs;
 use std::future::Future;
 use std::sync::Arc;
@@ -23,6 +24,9 @@ use crate::printer::{Printer, state_style};
 use crate::progress::Progress;
 use crate::results;
 use crate::settings::{self, Place};
+
+/// Nodes that are named of those that failed alike; `sbp status` lists all.
+const NAMES_MAX: usize = 10;
 
 pub(crate) async fn run(args: RunArgs, place: Place, printer: Printer) -> Result<ExitStatus> {
     let pipeline = load(&args.pipeline, printer)?;
@@ -105,16 +109,20 @@ fn tell(summary: &RunSummary, elapsed: Duration, flags: &str, printer: Printer) 
             _ => "failed",
         };
         let styled = state_style(word).for_stderr().apply_to(word);
-        let names: Vec<String> = nodes.iter().map(|name| format!("`{name}`")).collect();
+        let shown = nodes.iter().take(NAMES_MAX).map(|name| format!("`{name}`"));
+        let mut names = shown.collect::<Vec<String>>().join(", ");
+        if nodes.len() > NAMES_MAX {
+            let _ = write!(names, " and {} more", nodes.len() - NAMES_MAX);
+        }
         let noun = if nodes.len() == 1 { "node" } else { "nodes" };
-        printer.warn(format!("\n{noun} {} {styled}: {failure}", names.join(", ")));
+        printer.warn(format!("\n{noun} {names} {styled}: {failure}"));
         if let Some(help) = &failure.help {
             printer.warn(format!("  help: {help}"));
         }
         let place = format!("'{}' --run {}{flags}", nodes[0], summary.run);
         printer.warn(format!("  log:  sbp logs {place}"));
         if failure.kind == FailureKind::Parked {
-            for node in nodes {
+            for node in nodes.iter().take(NAMES_MAX) {
                 let place = format!("'{node}' --run {}{flags}", summary.run);
                 printer.warn(format!("  go on:  sbp approve {place} --reason WHY"));
                 printer.warn(format!("  or not: sbp reject {place} --reason WHY"));

@@ -152,6 +152,16 @@ impl Batch {
             && self.items.is_empty()
             && self.gone_holders.is_empty()
     }
+
+    /// Whether nobody waits for what it says: results and claims, and what the nodes of these become.
+    pub(crate) fn can_wait(&self) -> bool {
+        !self.is_empty()
+            && self.ends.is_empty()
+            && self.lease_until_us.is_none()
+            && self.run_end.is_none()
+            && self.items.is_empty()
+            && self.gone_holders.is_empty()
+    }
 }
 
 /// What became of a batch.

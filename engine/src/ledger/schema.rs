@@ -114,3 +114,34 @@ async fn version(database: &mut Database) -> Result<i64, Error> {
     let rows = database.fetch(READ_VERSION, &[]).await?;
     Ok(rows.first().map_or(0, |row| row.int(0)))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RUN_OF_BEFORE: &str = "
+        INSERT INTO owner (id, host, boot, pid, pid_started, started_us) VALUES ('o', 'h', 'b', 1, 1, 1);
+        INSERT INTO run (id, pipeline, path, text, params, owner, state, started_us)
+        VALUES ('r', 'p', 'p.yaml', 'text', '{}', 'o', 'done', 7);
+        INSERT INTO run_node (run_id, run_us, ordinal, name, entry, task, state, reason)
+        VALUES ('r', 7, 0, 'a', 'a', 'exec', 'done', '\"never_ran\"')";
+    const NODES: &str = "SELECT run_id, run_us, name, state, reason FROM run_node";
+
+    #[tokio::test]
+    async fn an_older_ledger_keeps_what_it_says_of_nodes() {
+        let dir = tempfile::tempdir().unwrap();
+        let location = Location::Sqlite(dir.path().join("ledger.db"));
+        let mut database = Database::connect(&location).await.unwrap();
+        for migration in MIGRATIONS.iter().filter(|migration| migration.version <= 4) {
+            database.script(migration.sqlite).await.unwrap();
+            let binds = [Bind::Int(migration.version), Bind::Text(migration.name), Bind::Int(0)];
+            database.run(WRITE_VERSION, &binds).await.unwrap();
+        }
+        database.script(RUN_OF_BEFORE).await.unwrap();
+        let before = database.fetch(NODES, &[]).await.unwrap();
+        migrate(&mut database, 0).await.unwrap();
+        assert_eq!(version(&mut database).await.unwrap(), VERSION);
+        let after = database.fetch(NODES, &[]).await.unwrap();
+        assert_eq!((after.len(), after[0].cells()), (1, before[0].cells()));
+    }
+}

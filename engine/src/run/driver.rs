@@ -33,6 +33,8 @@ const REPORT_EVERY: Duration = Duration::from_millis(100);
 const LISTEN_EVERY: Duration = Duration::from_secs(1);
 /// How often reports alone cause a transaction.
 const FLUSH_EVERY: Duration = Duration::from_millis(500);
+/// How long results of short attempts wait for others to share their transaction with.
+const GATHER: Duration = Duration::from_millis(2);
 
 /// An attempt under way.
 struct Attempt {
@@ -107,6 +109,8 @@ pub(super) struct Driver<'a> {
     heart: Option<Heart>,
     last_report: Instant,
     last_flush: Instant,
+    /// Since when what is to be written waits for more.
+    gathers_since: Option<Instant>,
     last_heartbeat: Instant,
     last_listen: Instant,
 }
@@ -170,6 +174,7 @@ impl<'a> Driver<'a> {
             heart: None,
             last_report: now,
             last_flush: now,
+            gathers_since: None,
             last_heartbeat: now,
             last_listen: now,
         }
@@ -186,7 +191,7 @@ impl<'a> Driver<'a> {
         let mut flight: Option<Flight<'a>> = None;
         self.step(Event::Start);
         loop {
-            if flight.is_none() {
+            if flight.is_none() && !self.gathers() {
                 flight = self.take_off();
             }
             if flight.is_none() && self.state.is_finished() {
@@ -263,6 +268,9 @@ impl<'a> Driver<'a> {
             let us = u64::try_from(at_us - self.steady_us()).unwrap_or(0);
             wake = wake.min(Duration::from_micros(us));
         }
+        if self.gathers_since.is_some() {
+            wake = wake.min(GATHER);
+        }
         // A clock that stands still must not make the loop spin.
         wake.max(Duration::from_millis(1))
     }
@@ -281,8 +289,18 @@ impl<'a> Driver<'a> {
         self.now_us().saturating_add(self.engine.lease.as_micros() as i64)
     }
 
+    /// Whether what is to be written waits a little: only results and claims ahead of need do, and only
+    /// while attempts are so short that they fill a transaction soon.
+    fn gathers(&mut self) -> bool {
+        let waits = self.batch.can_wait() && self.asks.is_empty() && self.state.fills_transaction();
+        let since = waits.then(|| self.gathers_since.unwrap_or_else(Instant::now));
+        self.gathers_since = since;
+        since.is_some_and(|since| since.elapsed() < GATHER)
+    }
+
     /// Sends off what has gathered; `None` when there is nothing.
     fn take_off(&mut self) -> Option<Flight<'a>> {
+        self.gathers_since = None;
         let flush = self.last_flush.elapsed() >= FLUSH_EVERY || self.state.is_finished();
         if !self.batch.is_empty() || (flush && !self.reports.is_empty()) {
             self.batch.metrics.append(&mut self.reports.metrics);

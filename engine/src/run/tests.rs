@@ -290,13 +290,13 @@ async fn a_run_with_nothing_to_do_shares_what_the_one_before_wrote() {
         let detail = engine.run_detail(&run.run).await.unwrap();
         assert_eq!(detail.text, "first");
         let nodes = detail.nodes.iter().map(|node| (node.name.as_str(), node.state));
-        assert_eq!(Vec::from_iter(nodes), [("a", state), ("b", state)]);
+        assert_eq!(nodes.collect::<Vec<_>>(), [("a", state), ("b", state)]);
         assert_eq!(detail.nodes[0].reason.is_some(), state == NodeState::Done);
         assert!(detail.nodes[0].key.is_some());
     }
     let listed = engine.runs(10).await.unwrap();
     let cached = listed.iter().map(|run| run.nodes.get(&NodeState::Cached).copied());
-    assert_eq!(Vec::from_iter(cached), [Some(2), Some(2), None]);
+    assert_eq!(cached.collect::<Vec<_>>(), [Some(2), Some(2), None]);
     assert_eq!(engine.logs(&shared[0].run, "a", Lines::Last(5)).await.unwrap().len(), 1);
 
     // Another text is kept, a node more is written, and what was there before is what changed.
