@@ -37,7 +37,10 @@ impl State {
     /// Notes an event. Gives how long the attempt that it ends took.
     pub(super) fn observe(&mut self, event: &RunEvent, now: Duration) -> Option<Duration> {
         match event {
-            RunEvent::RunStarted { n_total, .. } => self.n_total = *n_total,
+            RunEvent::RunStarted { n_total, n_cached, .. } => {
+                (self.n_total, self.n_cached) = (*n_total, *n_cached);
+                self.running.clear();
+            }
             RunEvent::Cached { node, .. } => {
                 self.n_cached += 1;
                 self.running.remove(node);

@@ -208,7 +208,7 @@ pub enum RunEvent {
         run: String,
         /// Covered nodes.
         n_total: usize,
-        /// Nodes whose results are there.
+        /// Nodes whose results are there; nothing more is told of these.
         n_cached: usize,
     },
     /// Files that a node reads from outside the store, and whose digests are not known, are read:
@@ -230,7 +230,7 @@ pub enum RunEvent {
         /// Their size in bytes.
         size_bytes: u64,
     },
-    /// A node's result is there.
+    /// A node's result was there when its inputs became known.
     Cached {
         /// The node.
         node: String,

@@ -368,16 +368,18 @@ impl Driver<'_> {
 
     fn finish_node(&mut self, node: usize, state: NodeState, because: Option<usize>) {
         self.finished[node] = Some(state);
+        // The run was written with what was known then, and its start told how many these are.
+        if state == NodeState::Cached && self.sequence == 0 {
+            return;
+        }
         let name = self.name(node);
         match state {
             NodeState::Cached => {
                 let reason = self.cut_off(node);
-                if self.sequence > 0 {
-                    let key = self.results[node].as_ref().map(|result| result.key);
-                    let change = NodeChange { state, key, reason: reason.clone() };
-                    self.batch.nodes.insert(node, change);
-                    self.event(node, key.map(|key| (key, 0)), "node_cached", None);
-                }
+                let key = self.results[node].as_ref().map(|result| result.key);
+                let change = NodeChange { state, key, reason: reason.clone() };
+                self.batch.nodes.insert(node, change);
+                self.event(node, key.map(|key| (key, 0)), "node_cached", None);
                 self.observe(&RunEvent::Cached { node: name, reason });
                 return;
             }
