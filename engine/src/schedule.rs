@@ -174,7 +174,8 @@ pub(crate) struct Policy {
 
 /// Everything the scheduler knows.
 pub(crate) struct State {
-    slots: Vec<Option<Slot>>,
+    /// Of the open nodes.
+    slots: Vec<Option<Box<Slot>>>,
     policy: Policy,
     free: Amounts,
     ready: BTreeSet<Order>,
@@ -196,18 +197,12 @@ pub(crate) struct State {
 }
 
 impl State {
-    /// The nodes of `pipeline` that are `covered`. `weights` are expected durations in any one
-    /// unit; they order nodes by the longest way to the end of the graph.
-    pub(crate) fn new(
-        pipeline: &Pipeline,
-        covered: &[bool],
-        weights: &[u64],
-        policy: Policy,
-    ) -> Self {
+    /// The nodes of `pipeline` that are `open`: what others would give them is there. `weights` are
+    /// expected durations in any one unit; they order nodes by the longest way to the end of the graph.
+    pub(crate) fn new(pipeline: &Pipeline, open: &[bool], weights: &[u64], policy: Policy) -> Self {
         let n_nodes = pipeline.nodes.len();
         let mut consumers: Vec<BTreeSet<usize>> = vec![BTreeSet::new(); n_nodes];
-        for (index, node) in pipeline.nodes.iter().enumerate().filter(|(index, _)| covered[*index])
-        {
+        for (index, node) in pipeline.nodes.iter().enumerate().filter(|(index, _)| open[*index]) {
             for source in node.inputs.values().flatten() {
                 consumers[source.node].insert(index);
             }
@@ -219,9 +214,14 @@ impl State {
         }
         let slot = |index: usize| {
             let node = &pipeline.nodes[index];
-            let sources: BTreeSet<usize> =
-                node.inputs.values().flatten().map(|source| source.node).collect();
-            Slot {
+            let sources: BTreeSet<usize> = node
+                .inputs
+                .values()
+                .flatten()
+                .map(|source| source.node)
+                .filter(|source| open[*source])
+                .collect();
+            Box::new(Slot {
                 phase: Phase::Waiting,
                 n_unmet: sources.len(),
                 consumers: consumers[index].iter().copied().collect(),
@@ -233,10 +233,10 @@ impl State {
                 n_failed: 0,
                 poll_pause_us: POLL_US.0,
                 is_unwanted: false,
-            }
+            })
         };
-        let slots: Vec<Option<Slot>> =
-            (0..n_nodes).map(|index| covered[index].then(|| slot(index))).collect();
+        let slots: Vec<Option<Box<Slot>>> =
+            (0..n_nodes).map(|index| open[index].then(|| slot(index))).collect();
         Self {
             n_unfinished: slots.iter().flatten().count(),
             slots,

@@ -130,9 +130,19 @@ impl<'a> Driver<'a> {
         let seed = u64::from_le_bytes(
             *blake3::hash(run.as_bytes()).as_bytes().first_chunk().expect("a hash has 32 bytes"),
         );
-        let not_cached = |result: &&NodeResult| !matches!(result.verdict, Verdict::Cached(_));
+        // What is there is over before anything is scheduled.
+        let there = |result: &Option<NodeResult>| match result.as_ref().map(|it| &it.verdict) {
+            Some(Verdict::Cached(outputs)) => Some(outputs.clone()),
+            _ => None,
+        };
+        let outputs: Vec<Option<Outputs>> = results.iter().map(there).collect();
+        let open: Vec<bool> =
+            (0..results.len()).map(|node| covered[node] && outputs[node].is_none()).collect();
+        let finished =
+            outputs.iter().map(|made| made.as_ref().map(|_| NodeState::Cached)).collect();
+        let missing =
+            results.iter().zip(&open).filter_map(|(it, open)| it.as_ref().filter(|_| *open));
         let policy = Policy { total, keep_going: options.keep_going, seed };
-        let n_nodes = pipeline.nodes.len();
         let now = Instant::now();
         Self {
             engine,
@@ -141,11 +151,11 @@ impl<'a> Driver<'a> {
             run,
             events: VecDeque::new(),
             is_pumping: false,
-            state: State::new(pipeline, covered, weights, policy),
+            state: State::new(pipeline, &open, weights, policy),
             covered: covered.to_vec(),
             resolver: Some(resolver),
-            outputs: vec![None; n_nodes],
-            finished: vec![None; n_nodes],
+            outputs,
+            finished,
             failures: BTreeMap::new(),
             by_key: BTreeMap::new(),
             claimed: BTreeMap::new(),
@@ -155,7 +165,7 @@ impl<'a> Driver<'a> {
             watched: BTreeMap::new(),
             helped: BTreeSet::new(),
             ran: BTreeSet::new(),
-            written: results.iter().flatten().filter(not_cached).map(|result| result.key).collect(),
+            written: missing.map(|result| result.key).collect(),
             moved: BTreeSet::new(),
             results,
             batch: Batch::default(),

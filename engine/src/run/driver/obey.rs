@@ -368,10 +368,6 @@ impl Driver<'_> {
 
     fn finish_node(&mut self, node: usize, state: NodeState, because: Option<usize>) {
         self.finished[node] = Some(state);
-        // The run was written with what was known then, and its start told how many these are.
-        if state == NodeState::Cached && self.sequence == 0 {
-            return;
-        }
         let name = self.name(node);
         match state {
             NodeState::Cached => {
