@@ -138,7 +138,7 @@ impl Corpus {
     /// Opens the `corpus` artifact in `dir`.
     ///
     /// # Errors
-    /// When `corpus.json` cannot be read or is of a newer version.
+    /// When `corpus.json` cannot be read, contradicts itself or is of a newer version.
     pub fn open(dir: &Path) -> Result<Self, Error> {
         let path = dir.join(SUMMARY_FILE);
         let bytes = std::fs::read(&path).map_err(|error| Error::io("read", &path, error))?;
@@ -155,6 +155,14 @@ impl Corpus {
         let plain = summary.shards.iter().all(|shard| !shard.file.contains(['/', '\\']));
         if !plain {
             return Err(Error::damaged(&path, "it names a shard outside its folder"));
+        }
+        let sum = |of: fn(&Shard) -> u64| {
+            summary.shards.iter().try_fold(0_u64, |sum, shard| sum.checked_add(of(shard)))
+        };
+        if sum(|shard| shard.n_documents) != Some(summary.n_documents)
+            || sum(|shard| shard.text_bytes) != Some(summary.text_bytes)
+        {
+            return Err(Error::damaged(&path, "its totals are not the sums of its shards"));
         }
         Ok(Self { dir: dir.to_owned(), summary })
     }
