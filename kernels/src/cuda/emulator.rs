@@ -66,6 +66,7 @@ pub struct Emulator {
     memory_bytes: u64,
     libraries: Mutex<BTreeMap<&'static str, Library>>,
     memory: Mutex<Vec<Weak<Memory>>>,
+    n_bytes_read: AtomicU64,
 }
 
 type Run = unsafe extern "C" fn(
@@ -88,7 +89,13 @@ impl Emulator {
             memory_bytes: u64::MAX,
             libraries: Mutex::default(),
             memory: Mutex::default(),
+            n_bytes_read: AtomicU64::new(0),
         }
+    }
+
+    /// Bytes that were copied from it so far.
+    pub fn n_bytes_read(&self) -> u64 {
+        self.n_bytes_read.load(Ordering::Relaxed)
     }
 
     /// An emulator of changed kernels.
@@ -295,6 +302,7 @@ impl Device for Emulator {
     }
 
     unsafe fn read(&self, address: u64, bytes: &mut [u8]) -> Result<(), Error> {
+        self.n_bytes_read.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         // SAFETY: As of `write`.
         unsafe {
             std::ptr::copy_nonoverlapping(address as *const u8, bytes.as_mut_ptr(), bytes.len());

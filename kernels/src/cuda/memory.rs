@@ -103,6 +103,9 @@ impl<T: Element> Buffer<T> {
     /// When the lengths differ.
     pub fn write(&self, device: &dyn Device, values: &[T]) -> Result<(), Error> {
         assert_eq!(values.len(), self.len, "a buffer is written whole");
+        if values.is_empty() {
+            return Ok(());
+        }
         // SAFETY: The range is the buffer's.
         unsafe { device.write(self.address(), bytemuck::cast_slice(values)) }
     }

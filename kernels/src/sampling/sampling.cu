@@ -1,18 +1,25 @@
-// sampling: draws a token from each row of logits: temperature, then top-k, then top-p
+// sampling: chooses a token from each row of logits: penalties, then the likeliest, or a draw by
+// temperature, then top-k, then top-p
 //
-//   logits     in   f32 [rows, stride]
-//   streams    in   u64 [rows, 2]  a Philox stream: key, then the stream half of the counter
-//   positions  in   u64 [rows]     index of each row's number in its stream
-//   tokens     out  u32 [rows]     the token drawn; 2^32 - 1 when the logits give no distribution
+//   logits      in   f32 [rows, stride]  sampling_adjust changes them in place
+//   suppressed  in   u32 [n_suppressed]  ids that are never chosen
+//   seen        in   u32 [ends[rows]]    ids that are penalized, row after row, each once in a row
+//   ends        in   u32 [rows + 1]      where each row's ids end in `seen`, after a 0
+//   streams     in   u64 [rows, 2]  a Philox stream: key, then the stream half of the counter
+//   positions   in   u64 [rows]     index of each row's number in its stream
+//   tokens      out  u32 [rows]     the token chosen; 2^32 - 1 when the logits give no distribution
 //
-// Needs      vocab > 0; temperature > 0; 0 < top_p <= 1; top_k 0 for all. Checked in sampling/cuda.rs,
-//            not here.
-// Launch     grid = (rows), block = (512), shared memory 7,192 bytes. sm_80 or newer.
-// Moves      a row up to 20 times, after the first from L2. Latency-bound.
+// Needs      vocab > 0; ids below vocab; temperature > 0; 0 < top_p <= 1; top_k 0 for all; penalty > 0.
+//            Checked in sampling/cuda.rs, not here.
+// Launch     grid = (rows). sampling_adjust: block = (256). sampling_greedy: block = (512), shared memory
+//            128 bytes. sampling_draw: block = (512), shared memory 7,192 bytes. sm_80 or newer.
+// Moves      sampling_draw: a row up to 20 times, after the first from L2; sampling_greedy once.
+//            Latency-bound.
 // Numbers    Weights are integers in units of 2^-40, so sums are exact in any order, and e^x is computed
-//            as on the CPU: tokens equal those of kernels::sampling::Sampler bit for bit.
-// Source     Holtzman et al., arXiv 1904.09751, section 3.1; Salmon et al., SC 2011, for the numbers.
-//            CPU twin: sampling.rs.
+//            as on the CPU: tokens equal those of kernels::sampling::Sampler bit for bit, and so do
+//            penalized logits.
+// Source     Holtzman et al., arXiv 1904.09751, section 3.1; Keskar et al., CTRL, arXiv 1909.05858,
+//            section 4.1, for the penalty; Salmon et al., SC 2011, for the numbers. CPU twin: sampling.rs.
 
 #include "device.cuh"
 
@@ -169,6 +176,58 @@ __device__ __forceinline__ u64 mass_kept(const Row& row, Cut cut, Scratch& scrat
         sum += cut.keeps(weight, id) ? weight : 0;
     }
     return block_sum(sum, scratch.sums);
+}
+
+extern "C" __global__ void __launch_bounds__(256)
+sampling_adjust(float* logits, const u32* suppressed, const u32* seen, const u32* ends,
+                int n_suppressed, int stride, float penalty) {
+    float* row = logits + size_t(blockIdx.x) * u32(stride);
+    for (u32 i = threadIdx.x; i < u32(n_suppressed); i += 256) {
+        row[suppressed[i]] = -INFINITY;
+    }
+    // An id may be both, and then its penalty must not read it before it is suppressed.
+    __syncthreads();
+    const u32 end = ends[blockIdx.x + 1];
+    for (u32 i = ends[blockIdx.x] + threadIdx.x; i < end; i += 256) {
+        float& logit = row[seen[i]];
+        logit = logit > 0.0f ? logit / penalty : logit * penalty;
+    }
+}
+
+// Logits as integers of the same order; a NaN or +inf above all, so that it is found, and the first of
+// equals above the others. 0 is below -inf.
+__device__ __forceinline__ u64 rank(float x, u32 id) {
+    const u32 bits = __float_as_uint(x == 0.0f ? 0.0f : x);
+    const u32 order = bits >> 31 ? ~bits : bits | 0x80000000u;
+    return u64(x < INFINITY ? order : 0xffffffffu) << 32 | u32(~id);
+}
+
+extern "C" __global__ void __launch_bounds__(512)
+sampling_greedy(const float* logits, u32* tokens, int vocab, int stride) {
+    const float* row = logits + size_t(blockIdx.x) * u32(stride);
+    u64 best = 0;
+    for (u32 id = threadIdx.x; id < u32(vocab); id += THREADS) {
+        const u64 other = rank(row[id], id);
+        best = other > best ? other : best;
+    }
+#pragma unroll
+    for (int distance = 16; distance > 0; distance /= 2) {
+        const u64 other = __shfl_xor_sync(ALL_LANES, best, distance);
+        best = other > best ? other : best;
+    }
+    u64* tops = reinterpret_cast<u64*>(shared);
+    if (threadIdx.x % WARP == 0) {
+        tops[threadIdx.x / WARP] = best;
+    }
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        for (u32 warp = 1; warp < THREADS / WARP; warp++) {
+            best = tops[warp] > best ? tops[warp] : best;
+        }
+        const u32 order = u32(best >> 32);
+        const bool is_finite = order != 0xffffffffu && order > 0x007fffffu;
+        tokens[blockIdx.x] = is_finite ? ~u32(best) : 0xffffffffu;
+    }
 }
 
 extern "C" __global__ void __launch_bounds__(512)

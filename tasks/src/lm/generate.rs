@@ -93,17 +93,28 @@ pub trait Driver {
     fn stepped(&mut self, n_tokens: usize) -> Result<ControlFlow<()>, Failure>;
 }
 
-/// A model that computes the next tokens of sequences, wherever it is. Its cache was planned for every
-/// sequence that [`generate`] holds at once.
+/// A model that computes and chooses the next tokens of sequences, wherever it is. Its cache was
+/// planned for every sequence that [`generate`] holds at once. Logits stay where they are computed.
 pub trait Decode: Send {
     /// The model's shape.
     fn config(&self) -> &Config;
 
-    /// A new sequence that holds `prompt`, and the logits after its last token.
+    /// A new sequence that holds `prompt`.
     ///
     /// # Errors
     /// When the device fails.
-    fn prefill(&mut self, pool: &Pool, prompt: &[u32]) -> Result<(Sequence, Vec<f32>), Failure>;
+    fn prefill(&mut self, pool: &Pool, prompt: &[u32]) -> Result<Sequence, Failure>;
+
+    /// Chooses a token that follows the prompt of the last [`Self::prefill`].
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn first(
+        &mut self,
+        pool: &Pool,
+        settings: &Settings,
+        chance: Chance<'_>,
+    ) -> Result<Chosen, Failure>;
 
     /// A sequence that begins with all positions of `sequence`.
     ///
@@ -114,24 +125,60 @@ pub trait Decode: Send {
     /// Gives up a sequence.
     fn release(&mut self, sequence: Sequence);
 
-    /// Appends one token to each sequence; gives the logits after it, `[n, vocab_size]`, to be changed
-    /// at will.
+    /// Appends a token to the sequence of each row and chooses the one after it.
     ///
     /// # Errors
     /// When the device fails.
     fn step(
         &mut self,
         pool: &Pool,
-        tokens: &[u32],
-        sequences: &mut [&mut Sequence],
-    ) -> Result<&mut [f32], Failure>;
+        settings: &Settings,
+        rows: &mut [Row<'_>],
+    ) -> Result<Vec<Chosen>, Failure>;
+}
+
+/// A token that was chosen; none where the logits are not finite.
+pub type Chosen = Result<u32, NotFinite>;
+
+/// What a token is chosen with, beside logits and settings.
+#[derive(Clone, Copy, Debug)]
+pub struct Chance<'a> {
+    /// Gives the random number
+    pub rng: Philox,
+    /// of this position.
+    pub position: u64,
+    /// Ids to penalize, ascending, each once.
+    pub seen: &'a [u32],
+}
+
+/// A row of a step.
+pub struct Row<'a> {
+    /// The token to append
+    pub token: u32,
+    /// to this sequence.
+    pub sequence: &'a mut Sequence,
+    /// What the next token is chosen with.
+    pub chance: Chance<'a>,
+}
+
+impl Settings {
+    /// Chooses a token from its logits, which are changed: what every [`Decode`] does.
+    pub fn choose(&self, sampler: &mut Sampler, logits: &mut [f32], chance: Chance<'_>) -> Chosen {
+        for &id in &self.suppress {
+            logits[id as usize] = f32::NEG_INFINITY;
+        }
+        sampling::penalize(logits, chance.seen, self.repetition_penalty);
+        match &self.choice {
+            Choice::Greedy => sampling::greedy(logits),
+            Choice::Sample(policy) => sampler.draw(logits, policy, chance.rng.u64(chance.position)),
+        }
+    }
 }
 
 /// A prompt whose keys and values are in the cache.
 struct Prefilled {
     prompt: Arc<[u32]>,
     sequence: Sequence,
-    logits: Vec<f32>,
 }
 
 /// A request under way.
@@ -141,8 +188,7 @@ struct Slot {
     ids: Vec<u32>,
     /// Ids that occurred; only with a repetition penalty.
     seen: Vec<u32>,
-    sampler: Sampler,
-    chosen: Result<u32, NotFinite>,
+    chosen: Chosen,
 }
 
 /// Generates the texts of all requests, `n_slots` at a time.
@@ -228,16 +274,16 @@ impl Batch<'_> {
         }
         let prefilled = self.prefill(pool, decoder, &request.prompt)?;
         let sequence = decoder.fork(&prefilled.sequence)?;
-        let mut logits = prefilled.logits.clone();
         let mut seen = Vec::new();
         if self.settings.repetition_penalty > 1.0 {
             seen.extend_from_slice(&request.prompt);
             seen.sort_unstable();
             seen.dedup();
         }
-        let (sampler, chosen) = (Sampler::new(pool.isa()), Err(NotFinite));
-        let mut slot = Slot { request, sequence, ids: Vec::new(), seen, sampler, chosen };
-        slot.choose(&mut logits, self.settings);
+        let mut slot = Slot { request, sequence, ids: Vec::new(), seen, chosen: Err(NotFinite) };
+        let chance = Chance { rng: slot.request.rng, position: 0, seen: &slot.seen };
+        let chosen = decoder.first(pool, self.settings, chance)?;
+        slot.take(chosen, self.settings);
         self.slots.push(slot);
         Ok(())
     }
@@ -255,8 +301,8 @@ impl Batch<'_> {
                 if let Some(other) = other {
                     decoder.release(other.sequence);
                 }
-                let (sequence, logits) = decoder.prefill(pool, prompt)?;
-                Prefilled { prompt: Arc::clone(prompt), sequence, logits }
+                let sequence = decoder.prefill(pool, prompt)?;
+                Prefilled { prompt: Arc::clone(prompt), sequence }
             }
         };
         Ok(self.prefilled.insert(prefilled))
@@ -264,19 +310,11 @@ impl Batch<'_> {
 
     /// Computes and chooses the next token of every slot.
     fn step(&mut self, pool: &Pool, decoder: &mut dyn Decode) -> Result<(), Failure> {
-        let n_vocab = decoder.config().vocab_size;
-        let tokens: Vec<u32> = self.slots.iter().map(|slot| slot.ids[slot.ids.len() - 1]).collect();
-        let mut sequences: Vec<&mut Sequence> =
-            self.slots.iter_mut().map(|slot| &mut slot.sequence).collect();
-        let logits = decoder.step(pool, &tokens, &mut sequences)?;
-        let mut work: Vec<(&mut Slot, &mut [f32])> =
-            self.slots.iter_mut().zip(logits.chunks_exact_mut(n_vocab)).collect();
-        let settings = self.settings;
-        pool.for_chunks(&mut work, 1, |_, work| {
-            for (slot, logits) in work {
-                slot.choose(logits, settings);
-            }
-        });
+        let mut rows: Vec<Row<'_>> = self.slots.iter_mut().map(Slot::row).collect();
+        let chosen = decoder.step(pool, self.settings, &mut rows)?;
+        for (slot, chosen) in self.slots.iter_mut().zip(chosen) {
+            slot.take(chosen, self.settings);
+        }
         Ok(())
     }
 
@@ -311,20 +349,20 @@ impl Batch<'_> {
 }
 
 impl Slot {
-    /// Chooses the next token from its logits, which are changed.
-    fn choose(&mut self, logits: &mut [f32], settings: &Settings) {
-        for &id in &settings.suppress {
-            logits[id as usize] = f32::NEG_INFINITY;
+    /// What computes and chooses the next token.
+    fn row(&mut self) -> Row<'_> {
+        let position = self.ids.len() as u64;
+        Row {
+            token: self.ids[self.ids.len() - 1],
+            sequence: &mut self.sequence,
+            chance: Chance { rng: self.request.rng, position, seen: &self.seen },
         }
-        sampling::penalize(logits, &self.seen, settings.repetition_penalty);
-        self.chosen = match &settings.choice {
-            Choice::Greedy => sampling::greedy(logits),
-            Choice::Sample(policy) => {
-                let random = self.request.rng.u64(self.ids.len() as u64);
-                self.sampler.draw(logits, policy, random)
-            }
-        };
-        let Ok(chosen) = self.chosen else { return };
+    }
+
+    /// Takes the token that was chosen.
+    fn take(&mut self, chosen: Chosen, settings: &Settings) {
+        self.chosen = chosen;
+        let Ok(chosen) = chosen else { return };
         self.ids.push(chosen);
         if settings.repetition_penalty > 1.0
             && let Err(at) = self.seen.binary_search(&chosen)

@@ -15,6 +15,7 @@ use crate::isa::Isa;
 use crate::philox::Philox;
 use crate::qk_norm_rope::cuda::{DeviceTable, Positions, QkNormRope};
 use crate::qk_norm_rope::{Table, reference as qk_norm_rope};
+use crate::sampling::cuda::Adjustment;
 use crate::sampling::{self, Policy, Sampler};
 use crate::{decode, matmul};
 
@@ -53,7 +54,9 @@ pub(super) fn cases(effort: Effort) -> Vec<Case> {
     let vocabs = [1, 7, 1000, 3001].into_iter().chain([49_152].into_iter().filter(|_| full));
     for vocab in vocabs {
         cases.push(Case::new("sampling", format!("{vocab} tokens"), move |device| {
-            draws(device, vocab)
+            let mut checks = draws(device, vocab)?;
+            checks.extend(adjusted(device, vocab)?);
+            Ok(checks)
         }));
     }
     let mut shapes = vec![
@@ -239,6 +242,51 @@ fn draws(device: &dyn Device, vocab: usize) -> Result<Vec<Check>, Error> {
             })
             .collect();
         checks.push(check_equal("tokens", &tokens.read(device)?, &expected));
+    }
+    Ok(checks)
+}
+
+/// Suppressed and penalized logits and the likeliest tokens, which equal those of the CPU.
+fn adjusted(device: &dyn Device, vocab: usize) -> Result<Vec<Check>, Error> {
+    const ROWS: usize = 6;
+    let stride = vocab.next_multiple_of(4);
+    let mut logits = normal_f32("logits", ROWS * stride, 4.0);
+    // Equal logits, the first of which counts, 0 and -0 among them; rows without a distribution.
+    for x in &mut logits[stride..2 * stride] {
+        *x = (*x * 0.2).round().min(0.0);
+    }
+    logits[2 * stride + vocab / 2] = f32::NAN;
+    logits[3 * stride..4 * stride].fill(f32::NEG_INFINITY);
+    logits[4 * stride + vocab / 3] = f32::INFINITY;
+    let ids = |row: usize| -> Vec<u32> {
+        (0..vocab as u32).filter(|id| *id as usize % (row + 1) == row).collect()
+    };
+    let lists: Vec<Vec<u32>> = (0..ROWS).map(ids).collect();
+    let mut checks = Vec::new();
+    let mut some = vec![vocab as u32 / 2, vocab as u32 - 1];
+    some.dedup();
+    for suppressed in [vec![], some] {
+        let seen: Vec<&[u32]> = lists.iter().map(Vec::as_slice).collect();
+        let scratch = [vocab, ROWS * vocab, ROWS + 1].map(|len| Buffer::poisoned(device, len));
+        let [a, b, c] = scratch;
+        let (buffer, tokens) = (Buffer::of(device, &logits)?, Buffer::poisoned(device, ROWS)?);
+        let rule = (vocab, 1.3);
+        Adjustment::new(device, &suppressed, &seen, rule, [&a?, &b?, &c?])?
+            .apply(device, &buffer)?;
+        sampling::cuda::greedy(device, &buffer, vocab, &tokens)?;
+        let mut expected = logits.clone();
+        let mut likeliest = Vec::new();
+        for (row, seen) in expected.chunks_exact_mut(stride).zip(&seen) {
+            for &id in &suppressed {
+                row[id as usize] = f32::NEG_INFINITY;
+            }
+            sampling::penalize(row, seen, 1.3);
+            let token = sampling::greedy(&row[..vocab]);
+            likeliest.push(token.unwrap_or(sampling::cuda::NO_TOKEN));
+        }
+        let bits = |x: Vec<f32>| -> Vec<u32> { x.into_iter().map(f32::to_bits).collect() };
+        checks.push(check_equal("adjusted", &bits(buffer.read(device)?), &bits(expected)));
+        checks.push(check_equal("likeliest", &tokens.read(device)?, &likeliest));
     }
     Ok(checks)
 }

@@ -6,15 +6,16 @@ use std::time::Instant;
 use engine::task::Failure;
 use half::bf16;
 use kernels::Pool;
-use kernels::cuda::{Buffer, Device, Error};
+use kernels::cuda::{Device, Error};
 use kernels::philox::Philox;
-use kernels::sampling::{self, Policy};
+use kernels::sampling::{NotFinite, Policy};
 
 use super::decoder::DeviceDecoder;
 use super::{DeviceModel, Purpose};
 use crate::device::failure;
 use crate::lm::backward::Recompute;
 use crate::lm::batch::Batch;
+use crate::lm::generate::{self, Chance, Choice};
 use crate::lm::learner::{Learner, Settings, Sizes};
 use crate::lm::optimizer::{LearningRate, RateScale, Shape};
 use crate::lm::{Config, Preset, Weights};
@@ -192,24 +193,26 @@ pub fn generate(
     device.synchronize()?;
     let prefill_seconds = started.elapsed().as_secs_f64();
 
-    let policy = Policy { temperature: 1.0, top_k: 0, top_p: 0.9 };
-    let streams: Vec<u64> =
-        (0..n_slots as u64).flat_map(|slot| sampling::cuda::stream(rng.fork(slot))).collect();
-    let streams = Buffer::of(&**device, &streams)?;
-    let positions = Buffer::poisoned(&**device, n_slots)?;
-    let drawn = Buffer::poisoned(&**device, n_slots)?;
+    let settings = generate::Settings {
+        choice: Choice::Sample(Policy { temperature: 1.0, top_k: 0, top_p: 0.9 }),
+        repetition_penalty: 1.0,
+        suppress: Vec::new(),
+        stop: Vec::new(),
+    };
     let mut tokens: Vec<u32> = vec![prompt[0]; n_slots];
     let started = Instant::now();
     for i in 0..n_new {
         let rows: Vec<(&[u32], usize)> =
             tables.iter().map(|table| (table.as_slice(), n_prompt + i + 1)).collect();
         decoder.step(&tokens, &rows)?;
-        positions.write(&**device, &vec![i as u64; n_slots])?;
-        tokens = decoder.draw(&policy, [&streams, &positions], &drawn)?;
-        if tokens.contains(&sampling::cuda::NO_TOKEN) {
+        let chances: Vec<Chance<'_>> = (0..n_slots as u64)
+            .map(|slot| Chance { rng: rng.fork(slot), position: i as u64, seen: &[] })
+            .collect();
+        let chosen = decoder.choose(&settings, &chances)?.into_iter().collect();
+        tokens = Result::<_, NotFinite>::map_err(chosen, |NotFinite| {
             let message = format!("logits are not finite after {i} tokens");
-            return Err(Error::Call { call: "generation", message });
-        }
+            Error::Call { call: "generation", message }
+        })?;
     }
     let seconds = started.elapsed().as_secs_f64();
     Ok(Some(Generation { n_slots, n_tokens: [n_prompt, n_new], prefill_seconds, seconds }))

@@ -1,8 +1,8 @@
 //! Token-by-token inference on a device, over a paged cache of keys and values.
 //!
-//! Attention and sampling are by row, and random numbers equal the CPU's. Products are not: a GPU's
-//! library plans them by the number of rows, so the last bits of a row can depend on how many rows a
-//! step has. On the emulator they do not.
+//! Tokens are chosen where the logits are, by the CPU's rule to the bit: only ids cross the bus.
+//! Attention and choice are by row. Products are not: a GPU's library plans them by the number of
+//! rows, so the last bits of a row can depend on how many rows a step has. On the emulator they do not.
 
 use std::sync::Arc;
 
@@ -20,14 +20,14 @@ use kernels::embedding::cuda::Ids;
 use kernels::matmul::Accumulate;
 use kernels::qk_norm_rope::Table;
 use kernels::qk_norm_rope::cuda::{DeviceTable, Positions, QkNormRope};
-use kernels::sampling::{self, Policy};
+use kernels::sampling::cuda::{self as sampling, Adjustment};
 use kernels::{decode, embedding, rms_norm, swiglu};
 
 use super::buffers::Planner;
 use super::forward::{DOWN, GATE_UP, INPUT_NORM, O, POST_NORM, QKV};
 use super::{BLOCK_PARTS, DeviceModel};
 use crate::device;
-use crate::lm::generate::Decode;
+use crate::lm::generate::{self, Chance, Choice, Chosen, Decode, Settings};
 use crate::lm::weights::Part;
 use crate::lm::{Config, Weights};
 
@@ -45,6 +45,7 @@ pub struct DeviceDecoder {
     n_pages: usize,
     rows: Rows,
     logits: Buffer<f32>,
+    choosing: Choosing,
 }
 
 /// [`DeviceDecoder`] with the pages of its sequences: what generation asks for.
@@ -57,7 +58,6 @@ pub struct Generator {
     /// Rows of a step.
     n_rows: usize,
     spare_page: u32,
-    logits: Vec<f32>,
 }
 
 /// Buffers of the rows of a step.
@@ -76,6 +76,16 @@ struct Rows {
     rstd: Buffer<f32>,
     qk_rstd: Buffer<f32>,
     lse: Buffer<f32>,
+}
+
+/// What tokens are chosen with, beside the logits.
+struct Choosing {
+    /// Logits after the last prompt.
+    prompt: Buffer<f32>,
+    ids: [Buffer<u32>; 3],
+    streams: Buffer<u64>,
+    positions: Buffer<u64>,
+    tokens: Buffer<u32>,
 }
 
 /// Whom the rows of a step attend to.
@@ -107,13 +117,14 @@ impl DeviceDecoder {
         let mut arena = Arena::new(&*device, size_bytes)?;
         let buffers =
             Buffers::new(&config, n_pages, [n_rows, n_logits], &mut Planner::Take(&mut arena));
-        let Buffers { rounded, caches, rows, logits } = buffers.expect("an arena gives buffers");
+        let Buffers { rounded, caches, rows, logits, choosing } =
+            buffers.expect("an arena gives buffers");
         let values: Vec<bf16> = weights.data().iter().map(|&x| bf16::from_f32(x)).collect();
         rounded.write(&*device, &values)?;
         let table = Table::new(config.rope_theta, config.head_dim, config.context);
         let table = DeviceTable::new(&*device, &table)?;
         let parts = weights.parts();
-        Ok(Self { device, config, parts, rounded, table, caches, n_pages, rows, logits })
+        Ok(Self { device, config, parts, rounded, table, caches, n_pages, rows, logits, choosing })
     }
 
     /// Bytes of device memory that [`Self::new`] takes, rotary tables aside.
@@ -165,21 +176,53 @@ impl DeviceDecoder {
         self.logits_of(&states, tokens.len())
     }
 
-    /// Draws a token from each of the last logits; `random` are streams and positions in them.
-    /// [`sampling::cuda::NO_TOKEN`] where the logits are not finite.
+    /// Chooses a token from each of the first of the last logits, which are changed.
     ///
     /// # Errors
     /// When the device fails.
-    pub fn draw(
+    ///
+    /// # Panics
+    /// When there are more chances than logits, or [`Adjustment::new`] refuses an id.
+    pub fn choose(
         &self,
-        policy: &Policy,
-        random: [&Buffer<u64>; 2],
-        tokens: &Buffer<u32>,
-    ) -> Result<Vec<u32>, Error> {
-        let (device, vocab) = (&*self.device, self.config.vocab_size);
-        let logits = self.logits.front(tokens.len() * vocab);
-        sampling::cuda::draw(device, &logits, vocab, policy, random, tokens)?;
-        tokens.read(device)
+        settings: &Settings,
+        chances: &[Chance<'_>],
+    ) -> Result<Vec<Chosen>, Error> {
+        let (device, vocab, n) = (&*self.device, self.config.vocab_size, chances.len());
+        let Choosing { ids: [suppressed, seen, ends], streams, positions, tokens, .. } =
+            &self.choosing;
+        let (logits, tokens) = (self.logits.front(n * vocab), tokens.front(n));
+        let lists: Vec<&[u32]> = chances.iter().map(|chance| chance.seen).collect();
+        let rule = (vocab, settings.repetition_penalty);
+        let scratch = [suppressed, seen, ends];
+        Adjustment::new(device, &settings.suppress, &lists, rule, scratch)?
+            .apply(device, &logits)?;
+        match &settings.choice {
+            Choice::Greedy => sampling::greedy(device, &logits, vocab, &tokens)?,
+            Choice::Sample(policy) => {
+                let (streams, positions) = (streams.front(2 * n), positions.front(n));
+                let of_rows: Vec<u64> =
+                    chances.iter().flat_map(|chance| sampling::stream(chance.rng)).collect();
+                streams.write(device, &of_rows)?;
+                let of_rows: Vec<u64> = chances.iter().map(|chance| chance.position).collect();
+                positions.write(device, &of_rows)?;
+                let random = [&streams, &positions];
+                sampling::draw(device, &logits, vocab, policy, random, &tokens)?;
+            }
+        }
+        Ok(tokens.read(device)?.into_iter().map(sampling::chosen).collect())
+    }
+
+    /// Keeps the logits of the last prompt for [`Self::recall_prompt`].
+    fn keep_prompt(&self) -> Result<(), Error> {
+        let kept = &self.choosing.prompt;
+        kept.copy_from(&*self.device, &self.logits.front(kept.len()))
+    }
+
+    /// Makes the logits that were kept the last ones.
+    fn recall_prompt(&self) -> Result<(), Error> {
+        let kept = &self.choosing.prompt;
+        self.logits.front(kept.len()).copy_from(&*self.device, kept)
     }
 
     /// The last logits of `n` rows.
@@ -302,6 +345,7 @@ struct Buffers {
     caches: Vec<LayerCache>,
     rows: Rows,
     logits: Buffer<f32>,
+    choosing: Choosing,
 }
 
 impl Buffers {
@@ -321,8 +365,10 @@ impl Buffers {
             .collect();
         let rows = Rows::new(config, n_rows, planner);
         let logits = planner.take(n_logits * config.vocab_size);
+        let choosing = Choosing::new(config, n_logits, planner);
         let caches = caches.into_iter().collect::<Option<_>>()?;
-        Some(Self { rounded: rounded?, caches, rows: rows?, logits: logits? })
+        let (rounded, rows, logits) = (rounded?, rows?, logits?);
+        Some(Self { rounded, caches, rows, logits, choosing: choosing? })
     }
 }
 
@@ -358,8 +404,12 @@ impl Generator {
             pages: Pages::new(spare_page),
             n_rows: n_sequences,
             spare_page: spare_page as u32,
-            logits: Vec::new(),
         })
+    }
+
+    /// What computes.
+    pub fn decoder(&self) -> &DeviceDecoder {
+        &self.decoder
     }
 
     /// Pages with the spare one, and most rows of a pass.
@@ -374,12 +424,26 @@ impl Decode for Generator {
         &self.decoder.config
     }
 
-    fn prefill(&mut self, _: &Pool, prompt: &[u32]) -> Result<(Sequence, Vec<f32>), Failure> {
+    fn prefill(&mut self, _: &Pool, prompt: &[u32]) -> Result<Sequence, Failure> {
         let mut sequence = self.pages.start();
         self.pages.extend(&mut sequence, prompt.len()).expect("the cache was planned for it");
         let decoder = &self.decoder;
-        decoder.prefill(&[(prompt, sequence.pages())]).map_err(device::failure)?;
-        Ok((sequence, decoder.logits(1).map_err(device::failure)?))
+        decoder
+            .prefill(&[(prompt, sequence.pages())])
+            .and_then(|()| decoder.keep_prompt())
+            .map_err(device::failure)?;
+        Ok(sequence)
+    }
+
+    fn first(
+        &mut self,
+        _: &Pool,
+        settings: &Settings,
+        chance: Chance<'_>,
+    ) -> Result<Chosen, Failure> {
+        let decoder = &self.decoder;
+        decoder.recall_prompt().map_err(device::failure)?;
+        Ok(decoder.choose(settings, &[chance]).map_err(device::failure)?[0])
     }
 
     fn fork(&mut self, sequence: &Sequence) -> Result<Sequence, Failure> {
@@ -400,21 +464,38 @@ impl Decode for Generator {
     fn step(
         &mut self,
         _: &Pool,
-        tokens: &[u32],
-        sequences: &mut [&mut Sequence],
-    ) -> Result<&mut [f32], Failure> {
-        for sequence in &mut *sequences {
-            self.pages.extend(sequence, 1).expect("the cache was planned for it");
+        settings: &Settings,
+        rows: &mut [generate::Row<'_>],
+    ) -> Result<Vec<Chosen>, Failure> {
+        for row in &mut *rows {
+            self.pages.extend(row.sequence, 1).expect("the cache was planned for it");
         }
         let spare: &[u32] = &[self.spare_page];
-        let mut rows: Vec<Row<'_>> =
-            sequences.iter().map(|sequence| (sequence.pages(), sequence.len())).collect();
-        rows.resize(self.n_rows, (spare, 1));
-        let mut padded = tokens.to_vec();
-        padded.resize(self.n_rows, 0);
-        self.decoder.step(&padded, &rows).map_err(device::failure)?;
-        self.logits = self.decoder.logits(tokens.len()).map_err(device::failure)?;
-        Ok(&mut self.logits)
+        let (mut tokens, mut places): (Vec<u32>, Vec<Row<'_>>) =
+            rows.iter().map(|row| (row.token, (row.sequence.pages(), row.sequence.len()))).unzip();
+        tokens.resize(self.n_rows, 0);
+        places.resize(self.n_rows, (spare, 1));
+        self.decoder.step(&tokens, &places).map_err(device::failure)?;
+        let chances: Vec<Chance<'_>> = rows.iter().map(|row| row.chance).collect();
+        self.decoder.choose(settings, &chances).map_err(device::failure)
+    }
+}
+
+impl Choosing {
+    /// For at most `n` rows.
+    fn new(config: &Config, n: usize, planner: &mut Planner<'_>) -> Option<Self> {
+        let prompt = planner.take(config.vocab_size);
+        let ids = [config.vocab_size, n * config.context, n + 1].map(|len| planner.take(len));
+        let (streams, positions) = (planner.take(2 * n), planner.take(n));
+        let tokens = planner.take(n);
+        let [suppressed, seen, ends] = ids;
+        Some(Self {
+            prompt: prompt?,
+            ids: [suppressed?, seen?, ends?],
+            streams: streams?,
+            positions: positions?,
+            tokens: tokens?,
+        })
     }
 }
 

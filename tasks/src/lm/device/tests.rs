@@ -4,11 +4,15 @@ use kernels::Pool;
 use kernels::cuda::Emulator;
 use kernels::cuda::emulator::Schedule;
 use kernels::philox::Philox;
+use kernels::sampling::{Policy, Sampler};
 
-use super::decoder::DeviceDecoder;
+use super::decoder::{DeviceDecoder, Generator};
 use super::*;
 use crate::lm::backward::Activations;
 use crate::lm::batch::Batch;
+use crate::lm::generate::{
+    Chance, Choice, Completion, Decode, Decoder, Driver, Request, Row, Settings, generate,
+};
 
 /// A model of two layers whose shapes the kernels take.
 pub(crate) fn config(tie_embeddings: bool) -> Config {
@@ -264,8 +268,6 @@ fn generated(
 
     use engine::task::Failure;
 
-    use crate::lm::generate::{Choice, Completion, Driver, Request, Settings, generate};
-
     struct Collect {
         requests: Vec<Request>,
         texts: Vec<Vec<u32>>,
@@ -293,7 +295,7 @@ fn generated(
         rng: Philox::new(3, "test").fork(i),
         n_tokens_max: 4 + i as usize,
     };
-    let policy = kernels::sampling::Policy { temperature: 1.0, top_k: 0, top_p: 0.9 };
+    let policy = Policy { temperature: 1.0, top_k: 0, top_p: 0.9 };
     let settings = Settings {
         choice: Choice::Sample(policy),
         repetition_penalty: 1.1,
@@ -301,7 +303,7 @@ fn generated(
         stop: vec![1],
     };
     let device: Arc<dyn Device> = Arc::new(Emulator::new(dir, Schedule::Forward));
-    let mut generator = decoder::Generator::new(device, weights, n_slots + 1).unwrap();
+    let mut generator = Generator::new(device, weights, n_slots + 1).unwrap();
     let requests = order.iter().rev().map(request).collect();
     let mut collect = Collect { requests, texts: vec![Vec::new(); order.len()] };
     generate(&Pool::new(2), &mut generator, &settings, n_slots, &mut collect).unwrap();
@@ -319,30 +321,82 @@ fn generated_texts_do_not_depend_on_the_batch() {
     assert_eq!(generated(&weights, dir.path(), 3, &[5, 2, 0, 4, 1, 3]), expected);
 }
 
-/// The same calls on both: prompts, forks of them, and steps that are given their tokens.
+/// Prompts, forks of them, and steps that are given their tokens; the logits of each.
+fn walked<D: Decode>(decoder: &mut D, logits: impl Fn(&mut D, [usize; 2]) -> Vec<f32>) -> Vec<f32> {
+    let (pool, settings) = (Pool::new(1), greedy());
+    let chance = Chance { rng: Philox::new(1, "unused"), position: 0, seen: &[] };
+    let whole = decoder.prefill(&pool, &[3, 1, 4, 1, 5, 9, 2, 6]).unwrap();
+    let mut found = logits(decoder, [7, 1]);
+    let mut forks = [decoder.fork(&whole).unwrap(), decoder.fork(&whole).unwrap()];
+    decoder.release(whole);
+    for i in 0..12 {
+        let mut rows: Vec<Row<'_>> = ([i, 39 - i].into_iter().zip(&mut forks))
+            .map(|(token, sequence)| Row { token, sequence, chance })
+            .collect();
+        decoder.step(&pool, &settings, &mut rows).unwrap();
+        found.extend(logits(decoder, [0, 2]));
+    }
+    found
+}
+
+fn greedy() -> Settings {
+    let choice = Choice::Greedy;
+    Settings { choice, repetition_penalty: 1.0, suppress: Vec::new(), stop: Vec::new() }
+}
+
 #[test]
 fn generation_has_the_logits_of_the_cpu() {
-    use crate::lm::generate::{Decode, Decoder};
-
     let dir = tempfile::tempdir().unwrap();
     let (weights, pool) = (weights(&config(false)), Pool::new(1));
-    let run = |decoder: &mut dyn Decode| -> Vec<f32> {
-        let (whole, mut logits) = decoder.prefill(&pool, &[3, 1, 4, 1, 5, 9, 2, 6]).unwrap();
-        let mut forks = [decoder.fork(&whole).unwrap(), decoder.fork(&whole).unwrap()];
-        decoder.release(whole);
-        for i in 0..12 {
-            let mut sequences: Vec<_> = forks.iter_mut().collect();
-            let found = decoder.step(&pool, &[i, 39 - i], &mut sequences).unwrap();
-            logits.extend_from_slice(&found[..2 * 40]);
-        }
-        logits
-    };
     let device: Arc<dyn Device> = Arc::new(Emulator::new(dir.path(), Schedule::Backward));
-    let found = run(&mut decoder::Generator::new(device, &weights, 3).unwrap());
-    let expected = run(&mut Decoder::new(&pool, &weights, 3));
+    let mut generator = Generator::new(device, &weights, 3).unwrap();
+    let found = walked(&mut generator, |generator, [_, n]| generator.decoder().logits(n).unwrap());
+    let mut decoder = Decoder::new(&pool, &weights, 3);
+    let expected =
+        walked(&mut decoder, |decoder, [first, n]| decoder.logits(&pool, first, n).to_vec());
     assert_eq!(found.len(), expected.len());
     for (i, (found, expected)) in found.chunks(40).zip(expected.chunks(40)).enumerate() {
         let agreement = agreement(found, expected);
         assert!(agreement > 0.999, "row {i}: {agreement}");
+    }
+}
+
+/// For the same logits a device chooses what the CPU chooses, with everything that settings have, and
+/// nothing but the choice is copied back.
+#[test]
+fn a_device_chooses_as_the_cpu_and_sends_ids_only() {
+    let dir = tempfile::tempdir().unwrap();
+    let weights = weights(&config(true));
+    let emulator = Arc::new(Emulator::new(dir.path(), Schedule::Forward));
+    let device: Arc<dyn Device> = Arc::clone(&emulator) as _;
+    let decoder = DeviceDecoder::new(device, &weights, 4, [16, 4]).unwrap();
+    let pages: [[u32; 1]; 4] = [[2], [0], [3], [1]];
+    let prompts: Vec<(&[u32], &[u32])> =
+        (pages.iter().zip([[1, 2, 3], [9, 8, 7], [5, 5, 5], [0, 39, 0]].iter()))
+            .map(|(pages, prompt)| (prompt.as_slice(), pages.as_slice()))
+            .collect();
+    let policy = |temperature, top_k, top_p| Choice::Sample(Policy { temperature, top_k, top_p });
+    let seen: [&[u32]; 4] = [&[], &[0, 7, 39], &[5], &[1, 2, 3, 4, 5, 6]];
+    let all = [
+        greedy(),
+        Settings { choice: policy(1.0, 0, 0.9), ..greedy() },
+        Settings { choice: policy(0.7, 9, 0.95), suppress: vec![4, 11, 39], ..greedy() },
+        Settings { repetition_penalty: 1.4, suppress: vec![0], ..greedy() },
+        Settings { choice: policy(1.2, 0, 1.0), repetition_penalty: 1.1, ..greedy() },
+    ];
+    for (n, settings) in (0..).zip(&all) {
+        let rng = |row: usize| Philox::new(n, "draws").fork(row as u64);
+        let chances: Vec<Chance<'_>> = (0..4)
+            .map(|row| Chance { rng: rng(row), position: n << 34 | row as u64, seen: seen[row] })
+            .collect();
+        decoder.prefill(&prompts).unwrap();
+        let mut logits = decoder.logits(4).unwrap();
+        let mut sampler = Sampler::new(kernels::isa::Isa::best());
+        let expected: Vec<_> = (logits.chunks_exact_mut(40).zip(&chances))
+            .map(|(logits, chance)| settings.choose(&mut sampler, logits, *chance))
+            .collect();
+        let before = emulator.n_bytes_read();
+        assert_eq!(decoder.choose(settings, &chances).unwrap(), expected, "{settings:?}");
+        assert_eq!(emulator.n_bytes_read() - before, 4 * 4, "an id a row");
     }
 }

@@ -5,9 +5,10 @@ use kernels::decode::attention::{self, Layer, Row, Step};
 use kernels::decode::{Cache, Packed, Sequence, cache};
 use kernels::matmul::Accumulate;
 use kernels::qk_norm_rope::Table;
+use kernels::sampling::{NotFinite, Sampler};
 use kernels::{Pool, embedding, rms_norm, swiglu};
 
-use super::Decode;
+use super::{Chance, Chosen, Decode, Settings};
 use crate::lm::{Config, Weights};
 
 /// Rows of one prefill step: enough to share each load of the weights, few enough to stay in cache.
@@ -23,6 +24,10 @@ pub struct Decoder<'a> {
     table: Table,
     cache: Cache,
     buffers: Buffers,
+    /// Logits after the last prompt, and a copy to choose from.
+    prompt: [Vec<f32>; 2],
+    /// One a sequence.
+    samplers: Vec<Sampler>,
 }
 
 struct PackedBlock {
@@ -68,6 +73,8 @@ impl<'a> Decoder<'a> {
             table: Table::new(config.rope_theta, config.head_dim, config.context),
             cache: Cache::new(shape(config), n_pages),
             buffers: Buffers::new(config, n_sequences.max(PREFILL_ROWS), n_sequences),
+            prompt: [(); 2].map(|()| vec![0.0; config.vocab_size]),
+            samplers: (0..n_sequences).map(|_| Sampler::new(pool.isa())).collect(),
         }
     }
 
@@ -182,10 +189,23 @@ impl Decode for Decoder<'_> {
         self.weights.config()
     }
 
-    fn prefill(&mut self, pool: &Pool, prompt: &[u32]) -> Result<(Sequence, Vec<f32>), Failure> {
+    fn prefill(&mut self, pool: &Pool, prompt: &[u32]) -> Result<Sequence, Failure> {
         let (sequence, last) = Decoder::prefill(self, pool, prompt);
-        let logits = self.logits(pool, last, 1).to_vec();
-        Ok((sequence, logits))
+        let mut kept = std::mem::take(&mut self.prompt);
+        kept[0].copy_from_slice(self.logits(pool, last, 1));
+        self.prompt = kept;
+        Ok(sequence)
+    }
+
+    fn first(
+        &mut self,
+        _: &Pool,
+        settings: &Settings,
+        chance: Chance<'_>,
+    ) -> Result<Chosen, Failure> {
+        let [kept, logits] = &mut self.prompt;
+        logits.copy_from_slice(kept);
+        Ok(settings.choose(&mut self.samplers[0], logits, chance))
     }
 
     fn fork(&mut self, sequence: &Sequence) -> Result<Sequence, Failure> {
@@ -199,18 +219,31 @@ impl Decode for Decoder<'_> {
     fn step(
         &mut self,
         pool: &Pool,
-        tokens: &[u32],
-        sequences: &mut [&mut Sequence],
-    ) -> Result<&mut [f32], Failure> {
-        for sequence in &mut *sequences {
-            self.cache.extend(sequence, 1).expect("the cache was planned for it");
+        settings: &Settings,
+        rows: &mut [super::Row<'_>],
+    ) -> Result<Vec<Chosen>, Failure> {
+        for row in &mut *rows {
+            self.cache.extend(row.sequence, 1).expect("the cache was planned for it");
         }
-        let rows: Vec<Row<'_>> = sequences
-            .iter()
-            .map(|sequence| Row { sequence, position: sequence.len() - 1 })
+        let tokens: Vec<u32> = rows.iter().map(|row| row.token).collect();
+        let places: Vec<Row<'_>> = (rows.iter())
+            .map(|row| Row { sequence: row.sequence, position: row.sequence.len() - 1 })
             .collect();
-        Decoder::step(self, pool, tokens, &rows);
-        Ok(self.logits(pool, 0, tokens.len()))
+        Decoder::step(self, pool, &tokens, &places);
+        let n_vocab = self.config().vocab_size;
+        let mut samplers = std::mem::take(&mut self.samplers);
+        let logits = self.logits(pool, 0, rows.len()).chunks_exact_mut(n_vocab);
+        let mut chosen = vec![Err(NotFinite); rows.len()];
+        let mut work: Vec<_> = (chosen.iter_mut().zip(&mut samplers))
+            .zip(logits.zip(rows.iter().map(|row| row.chance)))
+            .collect();
+        pool.for_chunks(&mut work, 1, |_, work| {
+            for ((chosen, sampler), (logits, chance)) in work {
+                **chosen = settings.choose(sampler, logits, *chance);
+            }
+        });
+        self.samplers = samplers;
+        Ok(chosen)
     }
 }
 
