@@ -28,6 +28,16 @@ fn main() {
         .flatten();
     let version = commit.map_or(version.clone(), |commit| format!("{version} ({commit})"));
     println!("cargo::rustc-env=SBP_VERSION={version}");
+    link_at_a_fixed_address();
+}
+
+/// An attempt may get a process of its own, and half of what starting one takes would go into moving
+/// the program to a random address. Debian links its Python so for the same reason; stack, heap and
+/// libraries stay where nobody can guess them.
+fn link_at_a_fixed_address() {
+    if env::var("TARGET").is_ok_and(|target| target == "x86_64-unknown-linux-gnu") {
+        println!("cargo::rustc-link-arg-bins=-no-pie");
+    }
 }
 
 /// What git prints, or nothing where there is no git or no repository.
