@@ -31,9 +31,9 @@ fn main() {
     link_at_a_fixed_address();
 }
 
-/// An attempt may get a process of its own, and half of what starting one takes would go into moving
-/// the program to a random address. Debian links its Python so for the same reason; stack, heap and
-/// libraries stay where nobody can guess them.
+/// An attempt may get a process of its own, and more than a third of what starting one takes would go
+/// into moving the program to a random address (BENCHMARKS.md). Debian links its Python so for the
+/// same reason; stack, heap and libraries stay where nobody can guess them.
 fn link_at_a_fixed_address() {
     if env::var("TARGET").is_ok_and(|target| target == "x86_64-unknown-linux-gnu") {
         println!("cargo::rustc-link-arg-bins=-no-pie");

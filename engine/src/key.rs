@@ -80,17 +80,11 @@ impl Components {
         inputs: BTreeMap<String, Vec<InputPart>>,
         external: Option<Digest>,
     ) -> Self {
-        let mut params = match &node.params {
-            Value::Object(map) => map.clone(),
-            _ => Map::new(),
-        };
-        for name in node.task.unkeyed() {
-            params.shift_remove(*name);
-        }
+        let params = keyed_params(node).map(|(name, value)| (name.clone(), value.clone()));
         Self {
             task: node.task.kind().to_owned(),
             revision: node.task.revision(),
-            params,
+            params: params.collect(),
             inputs,
             external,
             salt: node.salt.clone(),
@@ -111,11 +105,16 @@ impl NodeKey {
         inputs: &BTreeMap<String, Vec<InputPart>>,
         external: Option<Digest>,
     ) -> Self {
-        let unkeyed = node.task.unkeyed();
-        let params = node.params.as_object().into_iter().flatten();
-        let params = params.filter(|(name, _)| !unkeyed.contains(&name.as_str())).collect();
+        let params = keyed_params(node).collect();
         key_of(node.task.kind(), node.task.revision(), params, inputs, external, &node.salt)
     }
+}
+
+/// The params that belong to the key.
+fn keyed_params(node: &Node) -> impl Iterator<Item = (&String, &Value)> {
+    let unkeyed = node.task.unkeyed();
+    let params = node.params.as_object().into_iter().flatten();
+    params.filter(|(name, _)| !unkeyed.contains(&name.as_str()))
 }
 
 fn key_of(

@@ -170,8 +170,8 @@ impl Engine {
     }
 
     /// Says what a run would do, and why, and what it will probably take: as past attempts did, and
-    /// without a past what `costs` says of the node ([`crate::cost::estimate`] of all nodes), as fast as `machine` is.
-    /// Changes nothing.
+    /// without a past what `costs` says of the node ([`crate::cost::estimate`] of all nodes), as fast
+    /// as `machine` is. Changes nothing.
     ///
     /// # Errors
     /// When a target is unknown, external files cannot be read, or the ledger is in trouble.

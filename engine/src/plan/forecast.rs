@@ -78,7 +78,8 @@ impl Expected {
 }
 
 impl Plan {
-    /// Fills in what each node that may run will take, and sums up. `costs` are those of all nodes, or none.
+    /// Fills in what each node that may run will take, and sums up. `costs` are those of all nodes, or
+    /// none.
     pub(crate) fn foresee(
         &mut self,
         pipeline: &Pipeline,

@@ -140,8 +140,8 @@ impl<'a> Driver<'a> {
             (0..results.len()).map(|node| covered[node] && outputs[node].is_none()).collect();
         let finished =
             outputs.iter().map(|made| made.as_ref().map(|_| NodeState::Cached)).collect();
-        let missing =
-            results.iter().zip(&open).filter_map(|(it, open)| it.as_ref().filter(|_| *open));
+        let resolved = (0..results.len()).filter(|node| open[*node]);
+        let resolved = resolved.filter_map(|node| results[node].as_ref());
         let policy = Policy { total, keep_going: options.keep_going, seed };
         let now = Instant::now();
         Self {
@@ -165,7 +165,7 @@ impl<'a> Driver<'a> {
             watched: BTreeMap::new(),
             helped: BTreeSet::new(),
             ran: BTreeSet::new(),
-            written: missing.map(|result| result.key).collect(),
+            written: resolved.map(|result| result.key).collect(),
             moved: BTreeSet::new(),
             results,
             batch: Batch::default(),

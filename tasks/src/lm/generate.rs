@@ -143,9 +143,9 @@ pub type Chosen = Result<u32, NotFinite>;
 /// What a token is chosen with, beside logits and settings.
 #[derive(Clone, Copy, Debug)]
 pub struct Chance<'a> {
-    /// Gives the random number
+    /// The stream that the random number comes from.
     pub rng: Philox,
-    /// of this position.
+    /// The number's place in it.
     pub position: u64,
     /// Ids to penalize, ascending, each once.
     pub seen: &'a [u32],
@@ -153,9 +153,9 @@ pub struct Chance<'a> {
 
 /// A row of a step.
 pub struct Row<'a> {
-    /// The token to append
+    /// What is appended first.
     pub token: u32,
-    /// to this sequence.
+    /// What it is appended to.
     pub sequence: &'a mut Sequence,
     /// What the next token is chosen with.
     pub chance: Chance<'a>,
