@@ -126,9 +126,9 @@ pub(crate) enum Command {
     Lm(LmArgs),
     /// Measure this machine; one line of JSON with `--json`
     Bench(BenchArgs),
-    /// Serve one attempt of a run that starts attempts as processes
+    /// Serve a run whose attempts are processes: make each of them
     #[command(hide = true)]
-    Attempt(AttemptArgs),
+    ForkServer,
     /// Print a completion script
     Completions {
         /// The shell to complete for
@@ -204,13 +204,6 @@ pub(crate) enum Executor {
     Inline,
     /// In a process of their own, whose crash is not that of the run.
     Process,
-}
-
-/// `sbp attempt`.
-#[derive(Args, Debug)]
-pub(crate) struct AttemptArgs {
-    /// The node, for the list of processes; what to do is said by the run
-    pub(crate) node: Option<String>,
 }
 
 /// `sbp status`.

@@ -1,12 +1,12 @@
 //! One module for each subcommand.
 
-mod attempt;
 mod bench;
 mod cancel;
 mod completions;
 mod cost;
 mod diff;
 mod doctor;
+mod fork_server;
 mod gc;
 mod graph;
 mod ledger;
@@ -49,7 +49,7 @@ pub(crate) fn run(cli: Cli, printer: Printer) -> Result<ExitStatus> {
         Command::Tasks(args) => tasks::run(args, printer),
         Command::Schema => schema::run(printer),
         Command::Reference => schema::reference(printer),
-        Command::Attempt(_) => attempt::run(&::tasks::registry()),
+        Command::ForkServer => fork_server::run(&::tasks::registry()),
         Command::Completions { shell } => completions::run(shell, printer),
         Command::Bench(args) => bench::run(args, place, printer),
         Command::Lm(args) => lm::run(args, printer),

@@ -5,11 +5,11 @@
 //! lists. It may print `::sbp progress 3/10`, `::sbp metric loss=1.2 step=7`, `::sbp result n=3` and
 //! `::sbp warn TEXT`; every other line goes to the node's log. Exit code 75 asks for another try.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::atomic::AtomicBool;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -134,7 +134,7 @@ impl Task for Exec {
             ctx.warn(format!("the memory of `{shown}` is not limited: {error}"));
         }
         let mut heard = Heard::default();
-        let is_done = AtomicBool::new(false);
+        let is_done = Cell::new(false);
         let limits = Limits { cancel: ctx.cancel_token(), grace: GRACE, is_done: &is_done };
         let ended = program
             .wait(&limits, Program::terminate, |stream, line| heard.line(ctx, stream, line))

@@ -1,14 +1,15 @@
 //! How attempts run: on a thread of this process, or in a process of their own.
 //!
-//! Such a process is this very program, started again for one attempt. Whatever becomes of it, a
-//! segfault in native code, an abort, the system killing it because memory ran out, is the end of
-//! that attempt with its cause, and not of the run. It learns over a socket, its standard input,
-//! what to do, and says over the same how it goes; what it prints goes to the node's log. The run
-//! keeps the lease, hashes and publishes what the task wrote, and writes the ledger: the task's
-//! process needs none of them.
+//! Such a process is a copy of one that the run started for this, which is this very program
+//! (`fork`). Whatever becomes of it, a segfault in native code, an abort, the system killing it
+//! because memory ran out, is the end of that attempt with its cause, and not of the run. It learns
+//! over a socket what to do, and says over the same how it goes; what it prints goes to the node's
+//! log. The run keeps the lease, hashes and publishes what the task wrote, and writes the ledger:
+//! the task's process needs none of them.
 //!
 //! `remote` is the run's side, `serve` that of the process, `wire` what goes between them.
 
+mod fork;
 mod remote;
 mod serve;
 mod wire;
@@ -21,6 +22,7 @@ use std::str::FromStr;
 
 use serde::Serialize;
 
+pub(crate) use fork::ForkServer;
 pub(crate) use remote::{Ran, run};
 pub use serve::serve;
 pub(crate) use wire::{Assignment, Items};
@@ -53,7 +55,7 @@ impl FromStr for Executor {
     }
 }
 
-/// How this program is started again to serve one attempt.
+/// How this program is started again to serve the attempts of a run.
 #[derive(Clone, Debug)]
 pub struct Launcher {
     args: Vec<OsString>,
@@ -73,14 +75,13 @@ impl Launcher {
         self
     }
 
-    /// The command for an attempt at `node`, whose name shows in the list of processes.
-    fn command(&self, node: &str) -> std::io::Result<Command> {
+    fn command(&self) -> std::io::Result<Command> {
         // The link leads to the file that runs, also after it was replaced or removed: a run of
         // weeks must not change its program half way.
         let link = Path::new("/proc/self/exe");
         let mut command =
             if link.exists() { Command::new(link) } else { Command::new(std::env::current_exe()?) };
-        command.arg0("sbp").args(&self.args).arg(node);
+        command.arg0("sbp").args(&self.args);
         command.envs(self.env.iter().map(|(name, value)| (name, value)));
         Ok(command)
     }

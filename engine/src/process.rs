@@ -1,39 +1,38 @@
 //! Programs as children: in a process group of their own, which ends with them, with the attempt
 //! that started them, or with this process.
 
+mod watch;
+
 use std::collections::VecDeque;
 use std::fmt;
 use std::fs;
-use std::io::{self, Read};
-use std::os::fd::AsFd;
+use std::io;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{
     Pid, PidfdFlags, Resource, Rlimit, Signal, kill_process_group, pidfd_open, prlimit,
 };
 
-use crate::task::{CancelToken, Failure};
+use serde::{Deserialize, Serialize};
+
+pub(crate) use watch::{Limits, Lines, Stream, Watched, drain, watch};
+
+use crate::task::Failure;
 
 /// How long a program may take to end after it was asked to.
 pub(crate) const GRACE: Duration = Duration::from_secs(10);
-/// How long a program may take to end once nothing more is expected of it.
-const DONE_GRACE: Duration = Duration::from_secs(5);
 /// Lines of a program that a failure repeats.
 const LAST_LINES: usize = 5;
 /// Makes the system, when memory runs out, choose the program and not the run that started it.
-const OOM_SCORE: &str = "500";
-/// How soon a stop is seen.
-const LOOK_EVERY: Duration = Duration::from_millis(50);
+pub(crate) const OOM_SCORE: &str = "500";
 /// A longer line is cut.
-const LINE_MAX: usize = 16 << 10;
+pub(crate) const LINE_MAX: usize = 16 << 10;
 
 /// How a program ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Ended {
     /// Its exit code, unless a signal ended it.
     pub(crate) code: Option<i32>,
@@ -44,6 +43,30 @@ pub(crate) struct Ended {
 }
 
 impl Ended {
+    /// Waits for the end of a child of this process.
+    pub(crate) fn of(child: Pid) -> io::Result<Self> {
+        let mut status = 0;
+        // SAFETY: All zeroes is a value of this plain C structure.
+        let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+        let pid = child.as_raw_nonzero().get();
+        loop {
+            // SAFETY: Both pointers are to live values of the types that `wait4` fills.
+            let done = unsafe { libc::wait4(pid, &raw mut status, 0, &raw mut usage) };
+            if done == pid {
+                break;
+            }
+            let error = io::Error::last_os_error();
+            if error.kind() != io::ErrorKind::Interrupted {
+                return Err(error);
+            }
+        }
+        Ok(Self {
+            code: libc::WIFEXITED(status).then(|| libc::WEXITSTATUS(status)),
+            signal: libc::WIFSIGNALED(status).then(|| libc::WTERMSIG(status)),
+            peak_memory_bytes: usage.ru_maxrss.saturating_mul(1024),
+        })
+    }
+
     pub(crate) fn is_success(self) -> bool {
         self.code == Some(0)
     }
@@ -106,13 +129,6 @@ fn signal_name(signal: i32) -> Option<&'static str> {
     names.iter().find(|(number, _)| *number == signal).map(|(_, name)| *name)
 }
 
-/// Which of a program's outputs a line came from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Stream {
-    Out,
-    Err,
-}
-
 /// The last lines that a program or a task said.
 #[derive(Default)]
 pub(crate) struct LastLines(VecDeque<String>);
@@ -133,16 +149,6 @@ impl LastLines {
         let lines: Vec<&str> = self.0.iter().map(String::as_str).collect();
         format!("{message}; its last lines: {}", lines.join(" | "))
     }
-}
-
-/// When a program that runs must end.
-pub(crate) struct Limits<'a> {
-    /// Ends it politely when cancelled, at once when the attempt is given up.
-    pub(crate) cancel: &'a CancelToken,
-    /// From the polite request to the kill.
-    pub(crate) grace: Duration,
-    /// Whether nothing more is expected of it than to end.
-    pub(crate) is_done: &'a AtomicBool,
 }
 
 /// Has this process killed when the thread that started it ends.
@@ -173,12 +179,6 @@ impl Program {
         // SAFETY: Between `fork` and `exec` the closure makes two system calls; it neither allocates
         // nor takes a lock.
         unsafe { command.pre_exec(tie) };
-        Self::start_tied(command)
-    }
-
-    /// As [`Self::start`], for a program that calls [`die_with_parent`] itself: with nothing to do
-    /// between `fork` and `exec`, the system starts it without a copy of our page tables.
-    pub(crate) fn start_tied(mut command: Command) -> io::Result<Self> {
         command.process_group(0).stdout(Stdio::piped()).stderr(Stdio::piped());
         let child = command.spawn()?;
         let group = Pid::from_child(&child);
@@ -201,7 +201,7 @@ impl Program {
 
     /// Asks the whole group to end.
     pub(crate) fn terminate(&self) {
-        self.kill(Signal::TERM);
+        self.signal(Signal::TERM);
     }
 
     /// Gives each line to `line` until the program has ended. When it is cancelled, `ask` is called
@@ -213,158 +213,38 @@ impl Program {
         ask: impl Fn(&Self),
         mut line: impl FnMut(Stream, &str),
     ) -> io::Result<Ended> {
-        let mut out = Lines::new(self.child.stdout.take());
-        let mut err = Lines::new(self.child.stderr.take());
-        let exit = pidfd_open(self.group, PidfdFlags::empty())?;
-        let mut last_moment: Option<Instant> = None;
-        loop {
-            if last_moment.is_none() && limits.is_done.load(Ordering::Acquire) {
-                last_moment = Some(Instant::now() + DONE_GRACE);
-            } else if last_moment.is_none() && limits.cancel.is_cancelled() {
-                last_moment = Some(Instant::now() + limits.grace);
-                ask(&self);
-            }
-            if limits.cancel.is_abandoned() || last_moment.is_some_and(|at| Instant::now() >= at) {
-                self.kill(Signal::KILL);
-            }
-            let (out_ready, err_ready, ended) = ready(&out, &err, Some(&exit), LOOK_EVERY)?;
-            if out_ready {
-                out.read(&mut |text| line(Stream::Out, text))?;
-            }
-            if err_ready {
-                err.read(&mut |text| line(Stream::Err, text))?;
-            }
-            if ended {
-                break;
-            }
-        }
+        let mut out = Lines::new(self.child.stdout.take(), LINE_MAX);
+        let mut err = Lines::new(self.child.stderr.take(), LINE_MAX);
+        let end = pidfd_open(self.group, PidfdFlags::empty())?;
+        watch(&self, &end, &mut out, &mut err, limits, || ask(&self), &mut line)?;
         // A pipe may be held open by what the program left behind.
-        self.kill(Signal::KILL);
-        let until = Instant::now() + Duration::from_secs(1);
-        while (out.is_open() || err.is_open()) && Instant::now() < until {
-            let (out_ready, err_ready, _) = ready(&out, &err, None, LOOK_EVERY)?;
-            if out_ready {
-                out.read(&mut |text| line(Stream::Out, text))?;
-            }
-            if err_ready {
-                err.read(&mut |text| line(Stream::Err, text))?;
-            }
-        }
-        out.end(&mut |text| line(Stream::Out, text));
-        err.end(&mut |text| line(Stream::Err, text));
+        self.kill();
+        drain(&mut out, &mut err, &mut line)?;
         self.reap()
     }
 
-    fn kill(&self, signal: Signal) {
+    fn signal(&self, signal: Signal) {
         // It may be gone already. The group's number is not reused before the child is reaped.
         let _ = kill_process_group(self.group, signal);
     }
 
     fn reap(&mut self) -> io::Result<Ended> {
         self.is_reaped = true;
-        let mut status = 0;
-        // SAFETY: All zeroes is a value of this plain C structure.
-        let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
-        let pid = self.group.as_raw_nonzero().get();
-        loop {
-            // SAFETY: Both pointers are to live values of the types that `wait4` fills.
-            let done = unsafe { libc::wait4(pid, &raw mut status, 0, &raw mut usage) };
-            if done == pid {
-                break;
-            }
-            let error = io::Error::last_os_error();
-            if error.kind() != io::ErrorKind::Interrupted {
-                return Err(error);
-            }
-        }
-        Ok(Ended {
-            code: libc::WIFEXITED(status).then(|| libc::WEXITSTATUS(status)),
-            signal: libc::WIFSIGNALED(status).then(|| libc::WTERMSIG(status)),
-            peak_memory_bytes: usage.ru_maxrss.saturating_mul(1024),
-        })
+        Ended::of(self.group)
+    }
+}
+
+impl Watched for Program {
+    fn kill(&self) {
+        self.signal(Signal::KILL);
     }
 }
 
 impl Drop for Program {
     fn drop(&mut self) {
         if !self.is_reaped {
-            self.kill(Signal::KILL);
+            self.kill();
             let _ = self.reap();
-        }
-    }
-}
-
-/// Which of the outputs can be read, and whether the process has ended.
-fn ready<O: Read + AsFd, E: Read + AsFd>(
-    out: &Lines<O>,
-    err: &Lines<E>,
-    exit: Option<&std::os::fd::OwnedFd>,
-    timeout: Duration,
-) -> io::Result<(bool, bool, bool)> {
-    let mut places = [None; 3];
-    let mut fds = Vec::with_capacity(3);
-    let streams = [
-        out.source.as_ref().map(AsFd::as_fd),
-        err.source.as_ref().map(AsFd::as_fd),
-        exit.map(AsFd::as_fd),
-    ];
-    for (place, stream) in places.iter_mut().zip(streams) {
-        if let Some(fd) = stream {
-            *place = Some(fds.len());
-            fds.push(PollFd::from_borrowed_fd(fd, PollFlags::IN));
-        }
-    }
-    let timeout = Timespec { tv_sec: 0, tv_nsec: i64::from(timeout.subsec_nanos()) };
-    match poll(&mut fds, Some(&timeout)) {
-        Ok(_) | Err(Errno::INTR) => {}
-        Err(error) => return Err(error.into()),
-    }
-    let is_ready = |place: Option<usize>| place.is_some_and(|i| !fds[i].revents().is_empty());
-    Ok((is_ready(places[0]), is_ready(places[1]), is_ready(places[2])))
-}
-
-/// Cuts a stream into lines.
-struct Lines<S> {
-    source: Option<S>,
-    partial: Vec<u8>,
-}
-
-impl<S: Read> Lines<S> {
-    fn new(source: Option<S>) -> Self {
-        Self { source, partial: Vec::new() }
-    }
-
-    fn is_open(&self) -> bool {
-        self.source.is_some()
-    }
-
-    /// Reads what is there; must not be called when that would block.
-    fn read(&mut self, line: &mut dyn FnMut(&str)) -> io::Result<()> {
-        let Some(source) = &mut self.source else { return Ok(()) };
-        let mut buffer = [0; 1 << 14];
-        let n = match source.read(&mut buffer) {
-            Ok(n) => n,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(()),
-            Err(error) => return Err(error),
-        };
-        if n == 0 {
-            self.source = None;
-            return Ok(());
-        }
-        for byte in &buffer[..n] {
-            match byte {
-                b'\n' => self.end(line),
-                _ if self.partial.len() < LINE_MAX => self.partial.push(*byte),
-                _ => {}
-            }
-        }
-        Ok(())
-    }
-
-    fn end(&mut self, line: &mut dyn FnMut(&str)) {
-        if !self.partial.is_empty() {
-            line(String::from_utf8_lossy(&self.partial).trim_end_matches('\r'));
-            self.partial.clear();
         }
     }
 }
@@ -394,9 +274,11 @@ pub(crate) fn kill_leftovers(variable: &str, dirs: &[std::path::PathBuf]) {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::cell::Cell;
+    use std::time::Instant;
 
-    static NOT_DONE: AtomicBool = AtomicBool::new(false);
+    use super::*;
+    use crate::task::CancelToken;
 
     fn wait(
         program: Program,
@@ -404,7 +286,7 @@ mod tests {
         grace: Duration,
         hear: impl FnMut(Stream, &str),
     ) -> Ended {
-        let limits = Limits { cancel, grace, is_done: &NOT_DONE };
+        let limits = Limits { cancel, grace, is_done: &Cell::new(false) };
         program.wait(&limits, Program::terminate, hear).unwrap()
     }
 

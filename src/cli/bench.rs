@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
 
-use super::{AttemptArgs, Executor, WorkArgs};
+use super::{Executor, WorkArgs};
 
 /// `sbp bench`.
 #[derive(Args, Debug)]
@@ -33,9 +33,9 @@ pub(crate) enum BenchCommand {
     /// Run a pipeline of bench tasks once; what `orch` measures
     #[command(hide = true)]
     OrchRun(OrchRunArgs),
-    /// Serve one attempt of such a run
+    /// Serve such a run whose attempts are processes
     #[command(hide = true)]
-    OrchAttempt(AttemptArgs),
+    OrchForkServer,
 }
 
 /// `sbp bench gpu`.

@@ -33,7 +33,7 @@ pub(crate) fn run(args: BenchArgs, place: Place, printer: Printer) -> Result<Exi
         BenchCommand::Dedup(args) => ("dedup", data::dedup(&args)?),
         BenchCommand::Clean(args) => ("clean", data::clean(&args)?),
         BenchCommand::OrchRun(args) => return orch::run(args, place, printer),
-        BenchCommand::OrchAttempt(_) => return super::attempt::run(&orch::registry()),
+        BenchCommand::OrchForkServer => return super::fork_server::run(&orch::registry()),
     };
     let rates = std::mem::take(&mut figures.rates);
     print(name, figures, printer)?;

@@ -30,7 +30,7 @@ const NAMES_MAX: usize = 10;
 
 pub(crate) async fn run(args: RunArgs, place: Place, printer: Printer) -> Result<ExitStatus> {
     let pipeline = load(&args.pipeline, printer)?;
-    let launcher = Launcher::new(["attempt"]);
+    let launcher = Launcher::new(["fork-server"]);
     let Some(summary) = to_the_end(&pipeline, &args, launcher, place, printer).await? else {
         return Ok(ExitStatus::Interrupted);
     };

@@ -1,22 +1,16 @@
 //! The run's side of an attempt in a process of its own.
 
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
-use std::io::{self, BufReader};
-use std::net::Shutdown;
-use std::os::fd::OwnedFd;
+use std::io::{self, Read as _};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::process::Stdio;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
-use std::thread;
 use std::time::Duration;
 
-use super::Launcher;
-use super::wire::{Assignment, LastWord, Order, Word, receive, send};
-use crate::exec::ATTEMPT;
+use super::fork::{Farewell, Fork, ForkServer};
+use super::wire::{Assignment, LastWord, Order, Word, send};
 use crate::item::Board;
-use crate::process::{Ended, LastLines, Limits, Program};
+use crate::process::{Ended, LINE_MAX, LastLines, Limits, Lines, Stream, Watched, drain, watch};
 use crate::task::{CancelToken, Failure, LogLevel, Outputs, Report, Sink};
 
 /// From the request to stop to the kill; the scheduler gives an attempt up after as long.
@@ -38,9 +32,9 @@ impl Ran {
 }
 
 /// Runs the assignment in a process of its own, and gives what calling its task would have given.
-/// `work_dir` marks the process and its children, so that none outlives the run for long.
+/// `work_dir` marks what the process starts, so that none of it outlives the run for long.
 pub(crate) fn run(
-    launcher: &Launcher,
+    server: &ForkServer,
     node: &str,
     assignment: Assignment,
     work_dir: &Path,
@@ -49,131 +43,166 @@ pub(crate) fn run(
     board: &dyn Board,
 ) -> Ran {
     let limit = assignment.memory_bytes;
-    let start = || -> io::Result<(UnixStream, Program)> {
-        let (ours, theirs) = UnixStream::pair()?;
-        let mut command = launcher.command(node)?;
-        command.env(ATTEMPT, work_dir).stdin(Stdio::from(OwnedFd::from(theirs)));
-        Ok((ours, Program::start_tied(command)?))
+    let not_started = |error: &dyn std::fmt::Display| {
+        Ran::lost(Failure::transient(format!("cannot start a process: {error}")), None)
     };
-    let (stream, program) = match start() {
-        Ok(started) => started,
-        Err(error) => {
-            let failure = Failure::transient(format!("cannot start a process: {error}"));
-            return Ran::lost(failure, None);
-        }
+    let fork = match server.fork(node, work_dir) {
+        Ok(fork) => fork,
+        Err(error) => return not_started(&error),
     };
     let ear = Ear {
-        stream: &stream,
-        voice: Mutex::new(()),
+        stream: &fork.conversation,
         sink,
         board,
-        last: Mutex::default(),
-        is_done: AtomicBool::new(false),
+        last_lines: RefCell::default(),
+        heard: RefCell::default(),
+        is_done: Cell::new(false),
     };
-    let limits = Limits { cancel, grace: GRACE, is_done: &ear.is_done };
-    let (heard, ended) = thread::scope(|scope| {
-        let hearing = scope.spawn(|| ear.hear(assignment));
-        let ask = |_: &Program| ear.say(&Order::Cancel);
-        let ended = program.wait(&limits, ask, |_, line| ear.log(LogLevel::Info, line));
-        // What it said before its end is still read; a process that it left behind is not waited
-        // for.
-        let _ = stream.shutdown(Shutdown::Read);
-        (hearing.join(), ended)
-    });
-    let heard = heard.expect("hearing does not panic");
-    let last = ear.last.into_inner().unwrap_or_else(PoisonError::into_inner);
-    conclude(heard, ended, cancel, &last, limit)
+    let ended = ear.hear(&fork, assignment, cancel);
+    let Ear { last_lines, heard, .. } = ear;
+    match ended {
+        Ok(Some(Ok(ended))) => {
+            conclude(heard.into_inner(), ended, cancel, &last_lines.into_inner(), limit)
+        }
+        Ok(Some(Err(why))) => not_started(&why),
+        Ok(None) if cancel.is_cancelled() => Ran::lost(Failure::cancelled(), None),
+        Ok(None) => {
+            let message = "the process that starts the attempts' processes is gone, and they with it";
+            Ran::lost(Failure::transient(message), None)
+        }
+        Err(error) => Ran::lost(Failure::io("cannot hear the attempt's process", &error), None),
+    }
 }
 
 fn conclude(
-    heard: io::Result<Option<LastWord>>,
-    ended: io::Result<Ended>,
+    heard: Heard,
+    ended: Ended,
     cancel: &CancelToken,
-    last: &LastLines,
+    last_lines: &LastLines,
     limit: Option<u64>,
 ) -> Ran {
-    let lost = |failure| Ran::lost(failure, None);
-    match (heard, ended) {
-        (Ok(Some(LastWord { result, peak_memory_bytes, replaced })), _) => {
+    let peak = Some(ended.peak_memory_bytes);
+    match heard {
+        Heard { garbled: None, last_word: Some(last) } => {
+            let LastWord { result, peak_memory_bytes, replaced } = last;
             let metrics = |bits: BTreeMap<String, u64>| {
                 bits.into_iter().map(|(name, bits)| (name, f64::from_bits(bits))).collect()
             };
             let result = result.map(|bits| Outputs { metrics: metrics(bits) });
             Ran { result, peak_memory_bytes: Some(peak_memory_bytes), replaced }
         }
-        _ if cancel.is_cancelled() => lost(Failure::cancelled()),
-        (_, Err(error)) => lost(Failure::io("cannot wait for the attempt's process", &error)),
-        (Err(error), Ok(_)) => {
+        _ if cancel.is_cancelled() => Ran::lost(Failure::cancelled(), None),
+        // What a process says last before it is killed may be half a word.
+        Heard { garbled: Some(error), last_word } if last_word.is_some() || ended.is_success() => {
             let message = format!("cannot understand the attempt's process: {error}");
-            lost(Failure::permanent(last.after(message)))
+            Ran::lost(Failure::permanent(last_lines.after(message)), peak)
         }
-        (Ok(None), Ok(ended)) => {
-            let peak = ended.peak_memory_bytes;
-            let message = last.after(format!(
+        _ => {
+            let message = last_lines.after(format!(
                 "the attempt's process {ended} before it was done; it used up to {} MiB",
-                peak >> 20
+                ended.peak_memory_bytes >> 20
             ));
             let failure = if ended.is_from_outside() {
                 Failure::transient(message)
             } else {
                 Failure::permanent(message)
             };
-            Ran::lost(ended.advise(failure, limit), Some(peak))
+            Ran::lost(ended.advise(failure, limit), peak)
         }
+    }
+}
+
+impl Watched for Fork<'_> {
+    fn kill(&self) {
+        Fork::kill(self);
     }
 }
 
 /// What a run hears from an attempt's process and says to it.
 struct Ear<'a> {
     stream: &'a UnixStream,
-    /// Held while something is said.
-    voice: Mutex<()>,
     sink: &'a dyn Sink,
     board: &'a dyn Board,
-    last: Mutex<LastLines>,
-    /// Whether the last word was heard.
-    is_done: AtomicBool,
+    last_lines: RefCell<LastLines>,
+    heard: RefCell<Heard>,
+    /// Whether nothing more is expected of it than to end.
+    is_done: Cell<bool>,
+}
+
+/// What counts at the end.
+#[derive(Default)]
+struct Heard {
+    last_word: Option<LastWord>,
+    /// Why a word made no sense.
+    garbled: Option<serde_json::Error>,
 }
 
 impl Ear<'_> {
-    /// Says what to do, and hears the process to its end; gives its last word, if there was one.
-    fn hear(&self, assignment: Assignment) -> io::Result<Option<LastWord>> {
+    /// Says what to do, and hears the process to its end; gives how it ended, as far as anybody knows.
+    fn hear(
+        &self,
+        fork: &Fork<'_>,
+        assignment: Assignment,
+        cancel: &CancelToken,
+    ) -> io::Result<Option<Farewell>> {
         self.stream.set_write_timeout(Some(GRACE))?;
         self.say(&Order::Start(Box::new(assignment)));
-        let mut reader = BufReader::new(self.stream);
-        let mut line = Vec::new();
-        while let Some(word) = receive(&mut reader, &mut line)? {
-            match word {
-                Word::Progress { done, total, unit } => {
-                    self.sink.report(Report::Progress { done, total, unit });
-                }
-                Word::Metric { name, step, bits } => {
-                    let value = f64::from_bits(bits);
-                    self.sink.report(Report::Metric { name, step, value });
-                }
-                Word::Log { level, text } => self.log(level, &text),
-                Word::Items { id, call } => {
-                    let states = self.board.call(call);
-                    self.say(&Order::Answer { id, states });
-                }
-                Word::Ended(last) => {
-                    self.is_done.store(true, Ordering::Release);
-                    return Ok(Some(last));
-                }
+        let mut printed = Lines::new(Some(&fork.printed), LINE_MAX);
+        let mut words = Lines::new(Some(self.stream), usize::MAX);
+        let limits = Limits { cancel, grace: GRACE, is_done: &self.is_done };
+        let mut line = |stream: Stream, line: &str| match stream {
+            Stream::Out => self.log(LogLevel::Info, line),
+            Stream::Err => self.word(line),
+        };
+        let ask = || self.say(&Order::Cancel);
+        watch(fork, &fork.farewell, &mut printed, &mut words, &limits, ask, &mut line)?;
+        drain(&mut printed, &mut words, &mut line)?;
+        let mut farewell = Vec::new();
+        (&fork.farewell).read_to_end(&mut farewell)?;
+        if farewell.is_empty() {
+            return Ok(None);
+        }
+        Ok(Some(serde_json::from_slice(&farewell)?))
+    }
+
+    fn word(&self, line: &str) {
+        let word = match serde_json::from_str(line) {
+            Ok(word) => word,
+            Err(error) => {
+                self.heard.borrow_mut().garbled.get_or_insert(error);
+                return;
+            }
+        };
+        match word {
+            Word::Progress { done, total, unit } => {
+                self.sink.report(Report::Progress { done, total, unit });
+            }
+            Word::Metric { name, step, bits } => {
+                let value = f64::from_bits(bits);
+                self.sink.report(Report::Metric { name, step, value });
+            }
+            Word::Log { level, text } => self.log(level, &text),
+            Word::Items { id, call } => {
+                let states = self.board.call(call);
+                self.say(&Order::Answer { id, states });
+            }
+            Word::Ended(last) => {
+                self.heard.borrow_mut().last_word = Some(last);
+                self.is_done.set(true);
             }
         }
-        Ok(None)
     }
 
     fn say(&self, order: &Order) {
-        let _turn = self.voice.lock().unwrap_or_else(PoisonError::into_inner);
         let mut stream = self.stream;
-        // A process that cannot be told anything any more is at its end, which is seen elsewhere.
-        let _ = send(&mut stream, order);
+        if send(&mut stream, order).is_err() {
+            // A process that cannot be told anything any more is at its end.
+            self.is_done.set(true);
+        }
     }
 
     fn log(&self, level: LogLevel, text: &str) {
-        self.last.lock().unwrap_or_else(PoisonError::into_inner).push(text);
+        self.last_lines.borrow_mut().push(text);
         self.sink.report(Report::Log { level, text: text.to_owned() });
     }
 }

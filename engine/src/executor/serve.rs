@@ -1,23 +1,23 @@
 //! The side of the process: one attempt, told what to do and heard by the run that started it.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io::{self, BufReader};
-use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, setrlimit};
 use serde_json::Value;
 
+use super::fork::{self, Role};
 use super::wire::{Assignment, LastWord, Order, Word, receive, send};
 use crate::checkpoint::CheckpointStore;
 use crate::item::{Board, Call, ItemParts, ItemStore, State};
-use crate::process::die_with_parent;
 use crate::run::peak_memory_bytes;
 use crate::task::{
     CancelToken, Context, ContextParts, Failure, Outputs, Registry, Report, Sink, panic_text,
@@ -26,17 +26,28 @@ use crate::task::{
 /// How often progress is passed on.
 const PROGRESS_EVERY: Duration = Duration::from_millis(50);
 
-/// Runs the attempt that the run at the other end of standard input assigns, and says how it ended.
+/// Serves the attempts of the run at the other end of standard input until that is gone. Each gets a
+/// copy of this process, which ends in here. Nothing else may go on in this process meanwhile.
 ///
 /// # Errors
-/// When standard input is no connection to a run, or the run is gone.
+/// When standard input is no connection to a run.
 pub fn serve(registry: &Registry) -> io::Result<()> {
-    let stream = take_stdin()?;
-    // Where the run was gone before that, its end of the connection is closed.
-    die_with_parent()?;
+    match fork::serve()? {
+        Role::Server => Ok(()),
+        Role::Copy(stream) => {
+            let attempted = attempt(registry, stream);
+            if let Err(error) = &attempted {
+                eprintln!("{error}");
+            }
+            std::process::exit(i32::from(attempted.is_err()));
+        }
+    }
+}
+
+/// Runs the attempt that the run assigns, and says how it ended.
+fn attempt(registry: &Registry, stream: UnixStream) -> io::Result<()> {
     let mut orders = BufReader::new(stream.try_clone()?);
-    let mut line = Vec::new();
-    let Some(Order::Start(assignment)) = receive(&mut orders, &mut line)? else {
+    let Some(Order::Start(assignment)) = receive(&mut orders, &mut Vec::new())? else {
         return Err(io::Error::other("the run says nothing of what to do"));
     };
     let mouth = Arc::new(Mouth {
@@ -48,54 +59,24 @@ pub fn serve(registry: &Registry) -> io::Result<()> {
         limit_memory(bytes, &mouth);
     }
     let cancel = CancelToken::default();
-    let external = assignment.external.clone();
-    let (ended, end) = channel();
-    let (work, task_ended) = (work(registry, *assignment, &mouth, &cancel), ended.clone());
-    thread::Builder::new().name("sbp-task".to_owned()).spawn(move || {
-        // Nobody listens any more when the run is gone.
-        let _ = task_ended.send(Some(work()));
-    })?;
-    let listener = Arc::clone(&mouth);
+    let (listener, stop) = (Arc::clone(&mouth), cancel.clone());
     thread::Builder::new().name("sbp-orders".to_owned()).spawn(move || {
-        listener.listen(&mut orders, &cancel);
-        let _ = ended.send(None);
+        listener.listen(&mut orders, &stop);
+        // SAFETY: It ends this process, of which nobody waits for anything: the run is gone.
+        unsafe { libc::_exit(1) }
     })?;
-    loop {
-        match end.recv_timeout(PROGRESS_EVERY) {
-            Ok(Some(result)) => {
-                mouth.pass_on_progress();
-                let bits = |outputs: Outputs| -> BTreeMap<String, u64> {
-                    outputs.metrics.into_iter().map(|(name, x)| (name, x.to_bits())).collect()
-                };
-                let replaced = external.iter().enumerate().filter(|(_, file)| file.is_replaced());
-                return mouth.say(&Word::Ended(LastWord {
-                    result: result.map(bits),
-                    peak_memory_bytes: peak_memory_bytes(),
-                    replaced: replaced.map(|(place, _)| place).collect(),
-                }));
-            }
-            Ok(None) | Err(RecvTimeoutError::Disconnected) => {
-                return Err(io::Error::other("the run is gone"));
-            }
-            Err(RecvTimeoutError::Timeout) => mouth.pass_on_progress(),
-        }
-    }
-}
-
-/// The connection on standard input, which then is empty: neither the task nor a program that it
-/// starts shall read it.
-fn take_stdin() -> io::Result<UnixStream> {
-    let stream = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
-    if stream.peer_addr().is_err() {
-        let message = "`sbp run` starts this command for an attempt; it has no use by hand";
-        return Err(io::Error::new(io::ErrorKind::NotConnected, message));
-    }
-    let empty = File::open("/dev/null")?;
-    // SAFETY: Both numbers are of open files; the old one on 0 is owned by nobody but the table.
-    if unsafe { libc::dup2(empty.as_raw_fd(), 0) } < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(stream)
+    let external = assignment.external.clone();
+    let result = work(registry, *assignment, &mouth, &cancel);
+    mouth.pass_on_progress();
+    let bits = |outputs: Outputs| -> BTreeMap<String, u64> {
+        outputs.metrics.into_iter().map(|(name, x)| (name, x.to_bits())).collect()
+    };
+    let replaced = external.iter().enumerate().filter(|(_, file)| file.is_replaced());
+    mouth.say(&Word::Ended(LastWord {
+        result: result.map(bits),
+        peak_memory_bytes: peak_memory_bytes(),
+        replaced: replaced.map(|(place, _)| place).collect(),
+    }))
 }
 
 /// Limits what the process may allocate; files that it maps do not count.
@@ -107,13 +88,13 @@ fn limit_memory(bytes: u64, mouth: &Mouth) {
     }
 }
 
-/// The attempt, ready to be run on a thread of its own.
+/// Calls the task.
 fn work(
     registry: &Registry,
     assignment: Assignment,
     mouth: &Arc<Mouth>,
     cancel: &CancelToken,
-) -> impl FnOnce() -> Result<Outputs, Failure> + Send + use<> {
+) -> Result<Outputs, Failure> {
     let task = registry.get(&assignment.kind).map(Arc::clone);
     let sink: Arc<dyn Sink> = Arc::<Mouth>::clone(mouth);
     let board: Arc<dyn Board> = Arc::<Mouth>::clone(mouth);
@@ -142,16 +123,14 @@ fn work(
     };
     let (kind, inputs) = (assignment.kind, assignment.inputs);
     let params = Value::from(assignment.params);
-    move || {
-        let Some(task) = task else {
-            return Err(Failure::permanent(format!("this program has no task `{kind}`")));
-        };
-        let mut context = Context::with_items(parts, items);
-        let run = AssertUnwindSafe(|| task.run(&mut context, &params, &inputs));
-        catch_unwind(run).unwrap_or_else(|panic| {
-            Err(Failure::permanent(format!("the task panicked: {}", panic_text(&*panic))))
-        })
-    }
+    let Some(task) = task else {
+        return Err(Failure::permanent(format!("this program has no task `{kind}`")));
+    };
+    let mut context = Context::with_items(parts, items);
+    let run = AssertUnwindSafe(|| task.run(&mut context, &params, &inputs));
+    catch_unwind(run).unwrap_or_else(|panic| {
+        Err(Failure::permanent(format!("the task panicked: {}", panic_text(&*panic))))
+    })
 }
 
 /// Says things to the run.
@@ -184,10 +163,10 @@ impl Mouth {
         }
     }
 
-    /// Takes orders until the run is gone.
+    /// Takes orders until the run is gone, and passes on progress meanwhile.
     fn listen(&self, orders: &mut BufReader<UnixStream>, cancel: &CancelToken) {
         let mut line = Vec::new();
-        while let Ok(Some(order)) = receive(orders, &mut line) {
+        while let Ok(Some(order)) = self.next_order(orders, &mut line) {
             match order {
                 Order::Cancel => cancel.cancel(),
                 Order::Answer { id, states } => {
@@ -201,6 +180,23 @@ impl Mouth {
         let mut asked = self.asked();
         asked.is_over = true;
         asked.waiting.clear();
+    }
+
+    fn next_order(
+        &self,
+        orders: &mut BufReader<UnixStream>,
+        line: &mut Vec<u8>,
+    ) -> io::Result<Option<Order>> {
+        while orders.buffer().is_empty() {
+            let mut fds = [PollFd::new(orders.get_ref(), PollFlags::IN)];
+            let timeout = Timespec::try_from(PROGRESS_EVERY).map_err(io::Error::other)?;
+            match poll(&mut fds, Some(&timeout)) {
+                Ok(0) | Err(Errno::INTR) => self.pass_on_progress(),
+                Ok(_) => break,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        receive(orders, line)
     }
 
     fn asked(&self) -> std::sync::MutexGuard<'_, Asked> {

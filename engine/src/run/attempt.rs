@@ -11,7 +11,7 @@ use serde_json::Value;
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::clock::Clock;
-use crate::executor::{self, Assignment, Launcher, Ran};
+use crate::executor::{self, Assignment, ForkServer, Ran};
 use crate::external::Resolved;
 use crate::item::{self, ItemParts};
 use crate::key::NodeKey;
@@ -27,8 +27,8 @@ pub(super) struct Job {
     pub(super) name: String,
     pub(super) epoch: i64,
     pub(super) task: Arc<dyn AnyTask>,
-    /// Starts a process for the task, unless it runs on this thread.
-    pub(super) launcher: Option<Launcher>,
+    /// Makes a process for the task, unless it runs on this thread.
+    pub(super) forks: Option<Arc<ForkServer>>,
     pub(super) params: Value,
     pub(super) context: ContextParts,
     pub(super) inputs: Inputs,
@@ -109,12 +109,11 @@ impl Job {
     /// Calls the task, here or in a process of its own; says too whether it may have written anything.
     fn run_task(&mut self) -> (Ran, bool) {
         let context = self.context.clone();
-        if let Some(launcher) = &self.launcher {
+        if let Some(forks) = &self.forks {
             let (cancel, sink) = (&context.cancel, &*context.sink);
             let (name, board) = (&self.name, &*self.items.board);
             let assignment = self.assignment();
-            let ran =
-                executor::run(launcher, name, assignment, &self.work_dir, cancel, sink, board);
+            let ran = executor::run(forks, name, assignment, &self.work_dir, cancel, sink, board);
             return (ran, true);
         }
         let mut context = Context::with_items(context, self.items.clone());

@@ -18,6 +18,7 @@ use super::attempt::{Buffer, Crew, Done, Made, Post};
 use super::flight::{Ask, Cargo, Flight, Landing, fly};
 use super::heart::Heart;
 use super::report::{NodeState, Options, RunEvent, RunSummary, Stop};
+use crate::executor::ForkServer;
 use crate::graph::Node;
 use crate::item::{self, ItemKey};
 use crate::key::NodeKey;
@@ -98,6 +99,7 @@ pub(super) struct Driver<'a> {
     /// Who waits for an answer about items, in the order of the batch.
     desks: Vec<Sender<Vec<item::State>>>,
     crew: Crew,
+    forks: Arc<ForkServer>,
     posts: (UnboundedSender<Post>, UnboundedReceiver<Post>),
     done: (UnboundedSender<Done>, UnboundedReceiver<Done>),
     trouble: (UnboundedSender<String>, UnboundedReceiver<String>),
@@ -142,6 +144,7 @@ impl<'a> Driver<'a> {
             outputs.iter().map(|made| made.as_ref().map(|_| NodeState::Cached)).collect();
         let resolved = (0..results.len()).filter(|node| open[*node]);
         let resolved = resolved.filter_map(|node| results[node].as_ref());
+        let forks = Arc::new(ForkServer::new(options.launcher.clone()));
         let policy = Policy { total, keep_going: options.keep_going, seed };
         let now = Instant::now();
         Self {
@@ -175,6 +178,7 @@ impl<'a> Driver<'a> {
             upstream: BTreeMap::new(),
             desks: Vec::new(),
             crew: Crew::default(),
+            forks,
             posts: unbounded_channel(),
             done: unbounded_channel(),
             trouble: unbounded_channel(),

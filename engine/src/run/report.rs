@@ -46,7 +46,7 @@ impl Default for Options {
             n_gpu: 0,
             pools: BTreeMap::new(),
             executor: Executor::Inline,
-            launcher: Launcher::new(["attempt"]),
+            launcher: Launcher::new(["fork-server"]),
             observer: Arc::new(Silent),
         }
     }

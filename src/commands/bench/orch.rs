@@ -56,7 +56,7 @@ pub(super) fn run(args: OrchRunArgs, place: Place, printer: Printer) -> Result<E
     let pipeline = PipelineArgs { pipeline: args.pipeline, set: Vec::new(), to: Vec::new() };
     let share = Share { cpu: Some(args.cpu), ..Share::default() };
     let args = RunArgs { pipeline, keep_going: true, fail_fast: false, share, work: args.work };
-    let launcher = Launcher::new(["bench", "orch-attempt"]);
+    let launcher = Launcher::new(["bench", "orch-fork-server"]);
     commands::wait(async {
         let pipeline = commands::load_with(&args.pipeline, &tasks::registry(), printer)?;
         let ended = commands::run::to_the_end(&pipeline, &args, launcher, place, printer).await?;

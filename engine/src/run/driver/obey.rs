@@ -9,7 +9,7 @@ use super::super::key_row;
 use super::super::report::{NodeState, RunEvent};
 use super::{Attempt, Driver};
 use crate::exec::Exec;
-use crate::executor::{Executor, Launcher};
+use crate::executor::{Executor, ForkServer};
 use crate::graph::Node;
 use crate::item::{self, ItemParts};
 use crate::key::NodeKey;
@@ -170,7 +170,7 @@ impl Driver<'_> {
             name: spec.name.clone(),
             epoch,
             task: Arc::clone(&spec.task),
-            launcher: self.launcher(spec),
+            forks: self.forks(spec),
             params: spec.params.clone(),
             context: ContextParts {
                 out_dir: work_dir.join("out"),
@@ -211,12 +211,12 @@ impl Driver<'_> {
         }
     }
 
-    /// What starts a process for an attempt at the node; `None` when it runs in this one. A node
+    /// What makes a process for an attempt at the node; `None` when it runs in this one. A node
     /// that runs a program has a process as it is.
-    fn launcher(&self, node: &Node) -> Option<Launcher> {
+    fn forks(&self, node: &Node) -> Option<Arc<ForkServer>> {
         let executor = node.executor.unwrap_or(self.options.executor);
         let wanted = executor == Executor::Process && node.task.kind() != Exec::KIND;
-        wanted.then(|| self.options.launcher.clone())
+        wanted.then(|| Arc::clone(&self.forks))
     }
 
     fn item_parts(&self, node: usize, key: NodeKey, epoch: i64) -> ItemParts {

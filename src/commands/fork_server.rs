@@ -1,4 +1,4 @@
-//! `sbp attempt`: serves one attempt of a run, which starts this program for it.
+//! `sbp fork-server`: makes the processes of a run's attempts.
 
 use std::io;
 
