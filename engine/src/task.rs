@@ -51,6 +51,10 @@ pub trait Task: Send + Sync + 'static {
     /// and so take no room.
     const KEEPS_ITEMS: bool = false;
 
+    /// Whether it reads [`Context::upstream`]. Only for [`Determinism::Measured`]: the bytes of others
+    /// must not depend on that.
+    const READS_UPSTREAM: bool = false;
+
     /// Whether it computes on the device that the node asks for, and not always on the CPU.
     const USES_DEVICE: bool = false;
 

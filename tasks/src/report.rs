@@ -106,6 +106,7 @@ impl Task for Report {
     const REVISION: u32 = 4;
     const SUMMARY: &'static str = "writes one self-contained HTML page, with CSV and SVG files";
     const DETERMINISM: Determinism = Determinism::Measured;
+    const READS_UPSTREAM: bool = true;
     const INPUTS: &'static [Port] = &[
         Port::one("comparison", "comparison", "the arms' figures"),
         Port::many("curves", "model", "the trained model of each arm, for its curve"),

@@ -24,8 +24,8 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
-    SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg,
-    socketpair, sockopt,
+    SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg,
+    sendmsg, socketpair, sockopt,
 };
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 use serde::{Deserialize, Serialize};
@@ -202,8 +202,8 @@ pub(super) fn serve() -> io::Result<Role> {
         };
         match request {
             Request::Fork { id, node, work_dir } => {
-                let [conversation, printed, farewell] =
-                    <[OwnedFd; N_PASSED]>::try_from(passed).map_err(|passed| {
+                let [conversation, printed, farewell] = <[OwnedFd; N_PASSED]>::try_from(passed)
+                    .map_err(|passed| {
                         io::Error::other(format!("{} of {N_PASSED} ends came", passed.len()))
                     })?;
                 let mut farewell = PipeWriter::from(farewell);

@@ -67,7 +67,8 @@ pub(crate) fn run(
         Ok(Some(Err(why))) => not_started(&why),
         Ok(None) if cancel.is_cancelled() => Ran::lost(Failure::cancelled(), None),
         Ok(None) => {
-            let message = "the process that starts the attempts' processes is gone, and they with it";
+            let message =
+                "the process that starts the attempts' processes is gone, and they with it";
             Ran::lost(Failure::transient(message), None)
         }
         Err(error) => Ran::lost(Failure::io("cannot hear the attempt's process", &error), None),
@@ -204,5 +205,45 @@ impl Ear<'_> {
     fn log(&self, level: LogLevel, text: &str) {
         self.last_lines.borrow_mut().push(text);
         self.sink.report(Report::Log { level, text: text.to_owned() });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::task::FailureKind;
+    use crate::task::testbed::{MemoryBoard, MemorySink};
+
+    fn concluded(said: &str, code: Option<i32>, signal: Option<i32>) -> Result<Outputs, Failure> {
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        let (sink, board) = (MemorySink::default(), MemoryBoard::default());
+        let (last_lines, heard, is_done) = Default::default();
+        let ear = Ear { stream: &ours, sink: &sink, board: &board, last_lines, heard, is_done };
+        said.lines().for_each(|line| ear.word(line));
+        let ended = Ended { code, signal, peak_memory_bytes: 7 << 20 };
+        let heard = ear.heard.into_inner();
+        conclude(heard, ended, &CancelToken::default(), &LastLines::default(), None).result
+    }
+
+    #[test]
+    fn only_what_was_understood_counts() {
+        let last = r#"{"Ended":{"result":{"Ok":{"n":0}},"peak_memory_bytes":1,"replaced":[]}}"#;
+        let failed = |said: &str, code, signal| {
+            let failure = concluded(said, code, signal).unwrap_err();
+            (failure.kind, failure.message)
+        };
+        assert_eq!(concluded(last, Some(0), None).unwrap().metrics["n"], 0.0);
+        // It may be killed once it has said its last word.
+        assert!(concluded(last, None, Some(libc::SIGKILL)).is_ok());
+        let (kind, message) = failed(&format!("{{\"Log\n{last}"), Some(0), None);
+        assert_eq!(kind, FailureKind::Permanent);
+        assert!(message.starts_with("cannot understand the attempt's process"), "{message}");
+        // Half a word is what a kill leaves.
+        let (kind, message) = failed("{\"Log", None, Some(libc::SIGKILL));
+        assert_eq!(kind, FailureKind::Transient);
+        assert!(message.contains("(SIGKILL) before it was done; it used up to 7 MiB"), "{message}");
+        let (kind, message) = failed("", Some(0), None);
+        assert_eq!(kind, FailureKind::Permanent);
+        assert!(message.contains("ended with exit code 0 before it was done"), "{message}");
     }
 }

@@ -110,11 +110,7 @@ fn ready<O: Read + AsFd, E: Read + AsFd>(
 ) -> io::Result<(bool, bool, bool)> {
     let mut places = [None; 3];
     let mut fds = Vec::with_capacity(3);
-    let streams = [
-        out.source.as_ref().map(AsFd::as_fd),
-        err.source.as_ref().map(AsFd::as_fd),
-        end,
-    ];
+    let streams = [out.source.as_ref().map(AsFd::as_fd), err.source.as_ref().map(AsFd::as_fd), end];
     for (place, stream) in places.iter_mut().zip(streams) {
         if let Some(fd) = stream {
             *place = Some(fds.len());

@@ -208,8 +208,8 @@ pub struct ContextParts {
     pub is_approved: bool,
     /// What is to compute: `cpu`, `auto`, or a GPU such as `cuda:0`.
     pub device: String,
-    /// Every node upstream, in topological order; empty unless the task is
-    /// [`super::Determinism::Measured`].
+    /// Every node upstream, in topological order; empty unless the task reads it
+    /// ([`super::Task::READS_UPSTREAM`]).
     pub upstream: Vec<Upstream>,
     /// Tells the task to stop.
     pub cancel: CancelToken,
@@ -293,9 +293,8 @@ impl Context {
         &self.parts.device
     }
 
-    /// What every node upstream was to take and took, in topological order. Only for tasks that are
-    /// [`super::Determinism::Measured`]: for others it is empty, since their bytes must not depend
-    /// on it.
+    /// What every node upstream was to take and took, in topological order. Only for tasks that say
+    /// that they read it ([`super::Task::READS_UPSTREAM`]); for others it is empty.
     pub fn upstream(&self) -> &[Upstream] {
         &self.parts.upstream
     }

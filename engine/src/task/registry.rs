@@ -36,6 +36,8 @@ pub trait AnyTask: Send + Sync {
     fn item_stages(&self) -> u32;
     /// [`Task::KEEPS_ITEMS`].
     fn keeps_items(&self) -> bool;
+    /// [`Task::READS_UPSTREAM`].
+    fn reads_upstream(&self) -> bool;
     /// [`Task::has_items`], for canonical params.
     fn has_items(&self, params: &Value) -> bool;
     /// The JSON schema of the params, with docs and defaults.
@@ -148,6 +150,13 @@ impl<T: Task> AnyTask for Erased<T> {
 
     fn keeps_items(&self) -> bool {
         T::KEEPS_ITEMS
+    }
+
+    fn reads_upstream(&self) -> bool {
+        const {
+            assert!(!T::READS_UPSTREAM || matches!(T::DETERMINISM, Determinism::Measured));
+        }
+        T::READS_UPSTREAM
     }
 
     fn has_items(&self, params: &Value) -> bool {

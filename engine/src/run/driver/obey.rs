@@ -16,9 +16,7 @@ use crate::key::NodeKey;
 use crate::ledger::{AttemptEnd, Claim, EventRow, NodeChange, Publish, Verdict as Ruled};
 use crate::plan::{Outputs, Reason, Verdict, artifacts};
 use crate::schedule::{Command, Event, Why};
-use crate::task::{
-    CancelToken, ContextParts, Determinism, Failure, FailureKind, Input, Inputs, Sink, Task,
-};
+use crate::task::{CancelToken, ContextParts, Failure, FailureKind, Input, Inputs, Sink, Task};
 
 impl Driver<'_> {
     pub(super) fn published(&mut self, node: usize) {
@@ -129,7 +127,7 @@ impl Driver<'_> {
         };
         let claim = Claim { key, epoch, stale_lease_us, node: self.name(node) };
         self.batch.claims.insert(key, claim);
-        if self.node(node).task.determinism() == Determinism::Measured {
+        if self.node(node).task.reads_upstream() {
             self.curious.push(node);
         }
         let change = NodeChange { state: NodeState::Running, key: Some(key), reason };

@@ -14,7 +14,7 @@ const IS_ATTEMPT: &str = "SBP_TEST_IS_ATTEMPT";
 #[serde(deny_unknown_fields, default)]
 struct Deed {
     /// What happens at the third of six steps: `segfault`, `abort`, `allocate`, `panic`, `exit`,
-    /// `kill_once`, `park`, `deaf`, or nothing.
+    /// `kill_once`, `kill_server_once`, `park`, `deaf`, or nothing.
     act: String,
     scale: f64,
     n_items: u64,
@@ -105,6 +105,11 @@ fn act(ctx: &Context, act: &str, first: u64) -> Result<(), Failure> {
         // SAFETY: It ends this process, which owns nothing that must be given back.
         "exit" => unsafe { libc::_exit(7) },
         "kill_once" if first == 0 => kill_this_process(),
+        "kill_server_once" if first == 0 => {
+            let server = rustix::process::getppid().expect("a copy has a parent");
+            rustix::process::kill_process(server, rustix::process::Signal::KILL)?;
+            std::thread::sleep(Duration::from_mins(1));
+        }
         "park" if !ctx.is_approved() => return Err(Failure::parked("needs a decision")),
         "wait" => loop {
             ctx.check_cancelled()?;
@@ -256,6 +261,35 @@ async fn a_killed_process_goes_on_from_its_checkpoint() {
     let first = &detail.attempts[0];
     let message = first.failure.as_ref().map(|failure| failure.message.clone());
     assert!(message.unwrap_or_default().contains("signal 9 (SIGKILL)"), "{first:?}");
+    let lines = engine.logs("", "a", Lines::Last(99)).await.unwrap();
+    assert!(lines.iter().any(|line| line.text == "from step 3"), "{lines:?}");
+}
+
+/// Every attempt under way ends with the fork server, and the next one gets another server.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_fork_server_costs_attempts_and_nothing_else() {
+    let mut bench = Bench::new();
+    let note = bench.dir.path().join("note");
+    add(&mut bench, "a", &[], &json!({"scale": 0.7, "act": "kill_server_once", "note": note}));
+    add(&mut bench, "b", &["a"], &json!({"scale": 0.3}));
+    let mut reference = Bench::new();
+    add(&mut reference, "a", &[], &json!({"scale": 0.7}));
+    add(&mut reference, "b", &["a"], &json!({"scale": 0.3}));
+    let expected = run_with(&reference, options()).await;
+    let run = tokio::spawn(async move { (run_with(&bench, processes()).await, bench) });
+    let pid = stop_when(&note, &Stop::default(), 0).await;
+    let (summary, bench) =
+        tokio::time::timeout(Duration::from_secs(30), run).await.expect("it hangs").unwrap();
+    assert_eq!(summary.state, RunState::Done, "{:?}", summary.failures);
+    for node in ["a", "b"] {
+        assert_eq!(expected.outputs[node]["out"].digest, summary.outputs[node]["out"].digest);
+    }
+    assert!(!is_alive(&pid), "process {pid} outlived its server");
+    let engine = bench.engine().await;
+    let detail = engine.node_detail("", "a").await.unwrap();
+    let failure = detail.attempts[0].failure.as_ref().unwrap();
+    assert_eq!(failure.kind, FailureKind::Transient);
+    assert!(failure.message.contains("gone, and they with it"), "{}", failure.message);
     let lines = engine.logs("", "a", Lines::Last(99)).await.unwrap();
     assert!(lines.iter().any(|line| line.text == "from step 3"), "{lines:?}");
 }

@@ -14,6 +14,7 @@ impl Task for Telling {
     const INPUTS: &'static [Port] = Scripted::INPUTS;
     const OUTPUTS: &'static [Port] = Scripted::OUTPUTS;
     const UNKEYED: &'static [&'static str] = Scripted::UNKEYED;
+    const READS_UPSTREAM: bool = true;
     type Params = Script;
 
     fn run(ctx: &mut Context, _: &Script, _: &Inputs) -> Result<Outputs, Failure> {
