@@ -48,6 +48,21 @@ pub struct Node {
     pub inputs: BTreeMap<String, Vec<Source>>,
     /// Patterns of external files, relative to the working directory.
     pub external: Vec<String>,
+    /// How its attempts are run, shared among the nodes that say the same.
+    pub execution: Arc<Execution>,
+    /// Free text that becomes part of the key, to force a rerun.
+    pub salt: String,
+    /// Facts of its outputs that only its author knows, by port: for [`crate::cost`] alone.
+    pub expect: BTreeMap<String, Facts>,
+    /// Where the entry stands in the YAML.
+    pub place: Place,
+    /// Where each explicitly set param stands, by dotted path: a list, since most nodes set few.
+    pub param_places: Vec<(String, Place)>,
+}
+
+/// How a node's attempts are run: no part of its key.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Execution {
     /// What it needs to run.
     pub resources: Resources,
     /// How its attempts run; `None` leaves that to the run.
@@ -60,17 +75,14 @@ pub struct Node {
     pub stall_timeout: Option<Duration>,
     /// Higher runs first among ready nodes.
     pub priority: i32,
-    /// Free text that becomes part of the key, to force a rerun.
-    pub salt: String,
-    /// Facts of its outputs that only its author knows, by port: for [`crate::cost`] alone.
-    pub expect: BTreeMap<String, Facts>,
-    /// Where the entry stands in the YAML.
-    pub place: Place,
-    /// Where each explicitly set param stands, by dotted path: a list, since most nodes set few.
-    pub param_places: Vec<(String, Place)>,
 }
 
 impl Node {
+    /// [`Self::execution`], to be changed for this node alone.
+    pub fn execution_mut(&mut self) -> &mut Execution {
+        Arc::make_mut(&mut self.execution)
+    }
+
     /// Where the param at a dotted path is set, if it is.
     pub fn param_place(&self, path: &str) -> Option<&Place> {
         self.param_places.iter().find(|(known, _)| known == path).map(|(_, place)| place)

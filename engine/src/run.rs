@@ -206,7 +206,7 @@ fn check_resources(pipeline: &Pipeline, covered: &[bool], total: &Amounts) -> Re
             let (name, place) = (node.name.clone(), node.place.clone());
             Err(Error::Resource { node: name, place, resource: resource.to_owned(), needs, has })
         };
-        let wanted = &node.resources;
+        let wanted = &node.execution.resources;
         if wanted.gpu > total.gpu {
             return lacks("gpu", u64::from(wanted.gpu), u64::from(total.gpu));
         }

@@ -155,7 +155,14 @@ fn read(
     let yaml = include::merge(trees.into_iter().collect::<Option<Vec<_>>>()?, sink);
     let env = expr::environment();
     let evaluator = expr::Evaluator::new(&env, source);
-    let mut reader = check::Reader { source, registry, sink, evaluator, kinds: BTreeMap::new() };
+    let mut reader = check::Reader {
+        source,
+        registry,
+        sink,
+        evaluator,
+        kinds: BTreeMap::new(),
+        execution: Arc::default(),
+    };
     let document = check::document(&mut reader, &yaml, path, overrides, variable)?;
     let instances = expand::instances(&mut reader, &document);
     let nodes = wire::nodes(&mut reader, &document, instances);

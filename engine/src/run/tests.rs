@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::cost::Machine;
-use crate::graph::{Node, Place, Resources, Retry, Source};
+use crate::graph::{Execution, Node, Place, Retry, Source};
 use crate::ledger::Lines;
 use crate::open::Settings;
 use crate::plan::{Change, PlannedState, Targets};
@@ -182,12 +182,10 @@ impl Bench {
             task,
             params: canonical,
             inputs,
-            resources: Resources::default(),
-            retry: Retry { attempts_max: 3, backoff: Duration::from_millis(1) },
-            timeout: None,
-            stall_timeout: None,
-            executor: None,
-            priority: 0,
+            execution: Arc::new(Execution {
+                retry: Retry { attempts_max: 3, backoff: Duration::from_millis(1) },
+                ..Execution::default()
+            }),
             salt: String::new(),
             expect: BTreeMap::new(),
             place: place.clone(),

@@ -6,7 +6,7 @@ use indexmap::IndexMap;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::graph::{Node, Place, Resources, Source};
+use crate::graph::{Execution, Node, Place, Resources, Source};
 use crate::task::{
     Context, Determinism, Failure, Inputs, Outputs, Port, Registry, Task as TaskTrait,
 };
@@ -56,12 +56,13 @@ fn pipeline(dice: &mut Dice, n_nodes: usize) -> Pipeline {
             params: json!({}),
             inputs: BTreeMap::from([("in".to_owned(), sources.collect())]),
             external: Vec::new(),
-            resources: Resources { cpu: 1 + dice.roll(6) as u32, ..Resources::default() },
-            retry: Retry { attempts_max: 1 + dice.roll(3) as u32, ..Retry::default() },
-            timeout: (dice.roll(4) == 0).then(|| Duration::from_millis(40)),
-            stall_timeout: None,
-            executor: None,
-            priority: dice.roll(3) as i32,
+            execution: std::sync::Arc::new(Execution {
+                resources: Resources { cpu: 1 + dice.roll(6) as u32, ..Resources::default() },
+                retry: Retry { attempts_max: 1 + dice.roll(3) as u32, ..Retry::default() },
+                timeout: (dice.roll(4) == 0).then(|| Duration::from_millis(40)),
+                priority: dice.roll(3) as i32,
+                ..Execution::default()
+            }),
             salt: String::new(),
             expect: BTreeMap::new(),
             place: place.clone(),
@@ -199,7 +200,7 @@ fn simulate(seed: u64) {
                 _ => {}
             }
             if let Command::Start { node, .. } = command
-                && pipeline.nodes[node].timeout.is_some()
+                && pipeline.nodes[node].execution.timeout.is_some()
                 && dice.roll(5) == 0
             {
                 // It hangs, and does not stop when told to.
@@ -231,8 +232,9 @@ fn the_longest_way_goes_first() {
     let mut dice = Dice(1);
     let mut pipeline = pipeline(&mut dice, 4);
     for (index, node) in pipeline.nodes.iter_mut().enumerate() {
-        node.priority = 0;
-        node.resources.cpu = 1;
+        let how = node.execution_mut();
+        how.priority = 0;
+        how.resources.cpu = 1;
         let needs = if index == 3 { vec![2] } else { Vec::new() };
         let sources = needs.into_iter().map(|node| Source { node, port: "out".to_owned() });
         node.inputs = BTreeMap::from([("in".to_owned(), sources.collect())]);

@@ -14,6 +14,7 @@ use super::settings::SETTINGS;
 use super::shape::{Record, Shape, ShapeKind};
 use super::yaml::{Kind, Map, Yaml};
 use super::{nearest, params, scalar};
+use crate::graph::Execution;
 use crate::task::{AnyTask, Registry};
 
 /// The version of the format that this program reads.
@@ -84,6 +85,8 @@ pub(crate) struct Reader<'a> {
     pub(crate) evaluator: Evaluator<'a>,
     /// Tasks met so far; reading a schema is not free.
     pub(crate) kinds: BTreeMap<String, Rc<TaskKind>>,
+    /// How the attempts of the node before are run: those of most nodes are run alike.
+    pub(crate) execution: Arc<Execution>,
 }
 
 /// A task with the types of its params.

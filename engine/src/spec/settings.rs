@@ -1,6 +1,7 @@
 //! Settings of a node that stay out of its task: resources, retries, limits, order.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -13,7 +14,7 @@ use super::scalar;
 use super::shape::{self, ShapeKind};
 use super::yaml::{Map, Yaml};
 use crate::executor::Executor;
-use crate::graph::{Resources, Retry};
+use crate::graph::{Execution, Resources, Retry};
 use crate::task::{AnyTask, Facts, Port};
 
 /// Keys of a node that are its settings, with their help.
@@ -58,12 +59,7 @@ const AMOUNT_MAX: i64 = 65_535;
 #[derive(Clone)]
 pub(crate) struct Settings {
     pub(crate) when: bool,
-    pub(crate) resources: Resources,
-    pub(crate) executor: Option<Executor>,
-    pub(crate) retry: Retry,
-    pub(crate) timeout: Option<Duration>,
-    pub(crate) stall_timeout: Option<Duration>,
-    pub(crate) priority: i32,
+    pub(crate) execution: Arc<Execution>,
     pub(crate) salt: String,
     pub(crate) expect: BTreeMap<String, Facts>,
 }
@@ -77,8 +73,8 @@ pub(crate) fn read(
 ) -> Settings {
     let mut at = Lookup { reader, name, scope };
     let layers = &entry.layers[..];
-    Settings {
-        when: at.boolean(layers, "when").unwrap_or(true),
+    let when = at.boolean(layers, "when").unwrap_or(true);
+    let execution = Execution {
         resources: at.resources(layers, entry.kind.as_ref().map(|kind| &*kind.task)),
         executor: at.executor(layers),
         retry: at.retry(layers),
@@ -87,6 +83,10 @@ pub(crate) fn read(
         priority: at
             .integer(layers, "priority", i64::from(i32::MIN), i64::from(i32::MAX))
             .unwrap_or(0) as i32,
+    };
+    Settings {
+        when,
+        execution: at.shared(execution),
         salt: at.text(layers, "salt").unwrap_or_default(),
         expect: at.expect(layers, entry.kind.as_ref().map_or(&[], |kind| kind.task.outputs())),
     }
@@ -105,6 +105,14 @@ impl Lookup<'_, '_> {
         let yaml = layers.iter().find_map(|layer| layer.get(key))?;
         let tree = self.evaluate(yaml);
         (!matches!(tree.node, TreeNode::Unknown)).then_some(tree)
+    }
+
+    /// The node's own, or that of the node before when it is the same.
+    fn shared(&mut self, execution: Execution) -> Arc<Execution> {
+        if *self.reader.execution != execution {
+            self.reader.execution = Arc::new(execution);
+        }
+        Arc::clone(&self.reader.execution)
     }
 
     fn evaluate(&mut self, yaml: &Yaml<'_>) -> Tree {

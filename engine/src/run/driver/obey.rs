@@ -176,12 +176,12 @@ impl Driver<'_> {
                 checkpoints: engine.store.checkpoints(key).for_attempt(epoch),
                 external: external.as_ref().map_or_else(Vec::new, |found| found.files.clone()),
                 n_threads: cpu as usize,
-                memory_bytes: spec.resources.memory_bytes,
+                memory_bytes: spec.execution.resources.memory_bytes,
                 is_approved: result
                     .ruling
                     .as_ref()
                     .is_some_and(|ruling| ruling.verdict == Ruled::Approved),
-                device: spec.resources.device.clone(),
+                device: spec.execution.resources.device.clone(),
                 upstream: self.upstream.remove(&node).unwrap_or_default(),
                 cancel: cancel.clone(),
                 sink,
@@ -212,7 +212,7 @@ impl Driver<'_> {
     /// What makes a process for an attempt at the node; `None` when it runs in this one. A node
     /// that runs a program has a process as it is.
     fn forks(&self, node: &Node) -> Option<Arc<ForkServer>> {
-        let executor = node.executor.unwrap_or(self.options.executor);
+        let executor = node.execution.executor.unwrap_or(self.options.executor);
         let wanted = executor == Executor::Process && node.task.kind() != Exec::KIND;
         wanted.then(|| Arc::clone(&self.forks))
     }
@@ -230,8 +230,8 @@ impl Driver<'_> {
             store: engine.store.items(),
             scope: item::scope(spec.task.kind(), spec.task.revision(), &spec.salt),
             lease: engine.lease,
-            tries_max: spec.retry.attempts_max,
-            backoff: spec.retry.backoff,
+            tries_max: spec.execution.retry.attempts_max,
+            backoff: spec.execution.retry.backoff,
             helps: (epoch < 0).then(|| spec.task.item_stages()),
         }
     }

@@ -55,11 +55,12 @@ async fn clocks_that_jump_change_nothing() {
         let node =
             bench.node(&format!("n{i}"), &[], json!({"text": format!("{i}"), "act": "slow:30"}));
         // Minutes by the clock, never reached by the work.
-        node.timeout = Some(Duration::from_mins(5));
-        node.stall_timeout = Some(Duration::from_mins(5));
+        let how = node.execution_mut();
+        how.timeout = Some(Duration::from_mins(5));
+        how.stall_timeout = Some(Duration::from_mins(5));
     }
     let flaky = bench.node("flaky", &[], json!({"text": "flaky", "act": "flaky:2"}));
-    flaky.retry.backoff = Duration::from_millis(40);
+    flaky.execution_mut().retry.backoff = Duration::from_millis(40);
     bench.node("last", &["n0", "n9", "flaky"], json!({"keep_inputs": true}));
     let clocks = [JumpingClock::new(1), JumpingClock::new(2)];
     let a = engine_with(&bench, |settings| settings.clock = clocks[0].clock.clone()).await;

@@ -109,7 +109,7 @@ fn parts_of(bench: &mut Bench, kind: &str, name: &str, texts: &[&str], act: &str
     node.task = Arc::clone(registry.get(kind).unwrap());
     let params = json!({"texts": texts, "journal": journal, "act": act, "n_second": 3});
     node.params = node.task.checked(&params).unwrap().params;
-    node.resources.cpu = 2;
+    node.execution_mut().resources.cpu = 2;
 }
 
 fn times(bench: &Bench, name: &str, text: &str) -> usize {
@@ -129,7 +129,7 @@ async fn items_are_merged_in_order_and_collected() {
     for n_cpu in [1, 2, 7] {
         let mut bench = Bench::new();
         parts(&mut bench, "p", &["d", "c", "b", "a", "c"], "slow:1");
-        bench.pipeline.nodes[0].resources.cpu = n_cpu;
+        bench.pipeline.nodes[0].execution_mut().resources.cpu = n_cpu;
         let options = Options { n_cpu, ..options() };
         let engine = bench.engine().await;
         let summary = engine.run(&bench.pipeline, options, &Stop::default()).await.unwrap();
@@ -148,12 +148,12 @@ async fn items_are_merged_in_order_and_collected() {
 async fn finished_items_are_not_repeated() {
     let mut bench = Bench::new();
     parts(&mut bench, "p", &["a", "b", "c", "d"], "c:fail");
-    bench.pipeline.nodes[0].resources.cpu = 1;
+    bench.pipeline.nodes[0].execution_mut().resources.cpu = 1;
     let summary = bench.run().await;
     assert_eq!(summary.failures[0].failure.message, "item `c`: told to fail");
     // A list with other items, in another order, keeps what is still right; so do other threads.
     parts(&mut bench, "q", &["x", "c", "b", "a"], "");
-    bench.pipeline.nodes[1].resources.cpu = 2;
+    bench.pipeline.nodes[1].execution_mut().resources.cpu = 2;
     bench.set("p", "act", json!("d:fail"));
     let summary = bench.run().await;
     assert_eq!(text_of(&summary, "q"), "xcba 0 1 4");
@@ -219,7 +219,7 @@ async fn collecting_takes_the_items_that_no_node_asks_for() {
 async fn operators_see_how_far_items_are() {
     let mut bench = Bench::new();
     parts(&mut bench, "p", &["a", "b", "c", "d"], "c:fail");
-    bench.pipeline.nodes[0].resources.cpu = 1;
+    bench.pipeline.nodes[0].execution_mut().resources.cpu = 1;
     bench.run().await;
     let engine = bench.engine().await;
     let stages = engine.node_detail("last", "p").await.unwrap().node.stages;
@@ -275,7 +275,7 @@ async fn items_are_tried_again_alone() {
 async fn damaged_items_are_made_again() {
     let mut bench = Bench::new();
     parts(&mut bench, "p", &["a", "b", "c"], "c:fail");
-    bench.pipeline.nodes[0].resources.cpu = 1;
+    bench.pipeline.nodes[0].execution_mut().resources.cpu = 1;
     bench.run().await;
     let mut spoiled = 0;
     for entry in walkdir::WalkDir::new(bench.store_dir().join("items")) {

@@ -129,7 +129,7 @@ fn world(seed: u64) -> Bench {
         let (n_steps, n_items) = (dice.roll(4), dice.roll(4));
         let params = json!({"text": format!("{index}"), "n_steps": n_steps, "n_items": n_items});
         node.params = node.task.checked(&params).unwrap().params;
-        node.retry.attempts_max = 1;
+        node.execution_mut().retry.attempts_max = 1;
     }
     bench
 }

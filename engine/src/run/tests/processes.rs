@@ -107,7 +107,8 @@ fn act(ctx: &Context, act: &str, first: u64) -> Result<(), Failure> {
         "kill_once" if first == 0 => kill_this_process(),
         "kill_server_once" if first == 0 => {
             let server = rustix::process::getppid().expect("a copy has a parent");
-            rustix::process::kill_process(server, rustix::process::Signal::KILL)?;
+            rustix::process::kill_process(server, rustix::process::Signal::KILL)
+                .map_err(std::io::Error::from)?;
             std::thread::sleep(Duration::from_mins(1));
         }
         "park" if !ctx.is_approved() => return Err(Failure::parked("needs a decision")),
@@ -146,7 +147,7 @@ fn add<'b>(bench: &'b mut Bench, name: &str, needs: &[&str], deed: &Value) -> &'
     node.params = task.checked(deed).unwrap().params;
     node.external = task.checked(&node.params).unwrap().external;
     node.task = task;
-    node.retry.attempts_max = 2;
+    node.execution_mut().retry.attempts_max = 2;
     node
 }
 
@@ -169,7 +170,10 @@ async fn a_process_gives_what_a_thread_gives() {
         fs::write(&file, "outside").unwrap();
         // The first is a number that JSON readers are known to get wrong in the last place.
         add(&mut bench, "a", &[], &json!({"scale": 1.100_000_000_000_000_3, "n_items": 9}));
-        add(&mut bench, "b", &["a"], &json!({"scale": 0.1, "files": [file]})).resources.cpu = 2;
+        add(&mut bench, "b", &["a"], &json!({"scale": 0.1, "files": [file]}))
+            .execution_mut()
+            .resources
+            .cpu = 2;
         add(&mut bench, "gate", &["a"], &json!({"act": "park", "scale": 3.0}));
         bench
     };
@@ -209,8 +213,10 @@ async fn a_crash_ends_the_attempt_and_not_the_run() {
     let mut bench = Bench::new();
     let deeds = ["segfault", "abort", "allocate", "panic", "exit"];
     for (i, deed) in deeds.iter().enumerate() {
-        add(&mut bench, deed, &[], &json!({"act": deed, "scale": i})).resources.memory_bytes =
-            (*deed == "allocate").then_some(1 << 30);
+        add(&mut bench, deed, &[], &json!({"act": deed, "scale": i}))
+            .execution_mut()
+            .resources
+            .memory_bytes = (*deed == "allocate").then_some(1 << 30);
     }
     add(&mut bench, "after", &["segfault"], &json!({}));
     add(&mut bench, "fine", &[], &json!({"scale": 99.0}));
@@ -354,10 +360,11 @@ async fn a_node_says_how_it_runs() {
     let here = std::process::id().to_string();
     let note = |name: &str| bench.dir.path().join(name);
     let (inline, process) = (note("inline"), note("process"));
-    add(&mut bench, "inline", &[], &json!({"note": inline, "scale": 1})).executor =
+    add(&mut bench, "inline", &[], &json!({"note": inline, "scale": 1})).execution_mut().executor =
         Some(Executor::Inline);
-    add(&mut bench, "process", &[], &json!({"note": process, "scale": 2})).executor =
-        Some(Executor::Process);
+    add(&mut bench, "process", &[], &json!({"note": process, "scale": 2}))
+        .execution_mut()
+        .executor = Some(Executor::Process);
     let defaults = processes();
     assert_eq!(run_with(&bench, defaults).await.state, RunState::Done);
     assert_eq!(fs::read_to_string(inline).unwrap(), here);

@@ -32,7 +32,7 @@ async fn transient_failures_are_tried_again_and_others_are_not() {
 #[tokio::test]
 async fn without_keep_going_nothing_new_starts_after_a_failure() {
     let mut bench = Bench::new();
-    bench.node("bad", &[], json!({"act": "fail"})).priority = 1;
+    bench.node("bad", &[], json!({"act": "fail"})).execution_mut().priority = 1;
     bench.node("later", &[], json!({"text": "later"}));
     let options = Options { keep_going: false, n_cpu: 1, ..options() };
     let engine = bench.engine().await;
@@ -136,8 +136,9 @@ async fn a_timeout_stops_the_attempt() {
     for (name, stall) in [("slow", false), ("stuck", true)] {
         let node = bench.node(name, &[], json!({"act": "wait", "text": name}));
         let limit = Some(Duration::from_millis(150));
-        (node.timeout, node.stall_timeout) = if stall { (None, limit) } else { (limit, None) };
-        node.retry.attempts_max = 1;
+        let how = node.execution_mut();
+        (how.timeout, how.stall_timeout) = if stall { (None, limit) } else { (limit, None) };
+        how.retry.attempts_max = 1;
     }
     let summary = bench.run().await;
     let messages: Vec<&str> =
@@ -472,9 +473,10 @@ async fn any_edit_reruns_exactly_the_downstream_closure() {
     for (i, (edited, _)) in edges.iter().enumerate() {
         // Resources, priority, timeouts, retries, places and unkeyed params are no edit.
         let node = &mut bench.pipeline.nodes[i];
-        node.resources.cpu = 2;
-        node.priority = 7;
-        node.timeout = Some(Duration::from_secs(99));
+        let how = node.execution_mut();
+        how.resources.cpu = 2;
+        how.priority = 7;
+        how.timeout = Some(Duration::from_secs(99));
         node.place.line = 1000;
         assert_eq!(bench.run().await.nodes.ran, 0);
         bench.set(edited, "text", json!(format!("{edited}!")));

@@ -80,10 +80,11 @@ fn the_example_expands() {
     let train = &pipeline.nodes[4];
     assert_eq!(train.external, Vec::<String>::new());
     assert_eq!(pipeline.nodes[0].external, ["/home/docs/**/*.md"]);
-    assert_eq!((train.resources.cpu, train.resources.gpu), (2, 1));
-    assert_eq!(train.resources.memory_bytes, Some(1 << 30));
-    assert_eq!(train.retry.attempts_max, 5);
-    assert_eq!(train.timeout.unwrap().as_secs(), 5_400);
+    let how = &train.execution;
+    assert_eq!((how.resources.cpu, how.resources.gpu), (2, 1));
+    assert_eq!(how.resources.memory_bytes, Some(1 << 30));
+    assert_eq!(how.retry.attempts_max, 5);
+    assert_eq!(how.timeout.unwrap().as_secs(), 5_400);
     assert_eq!(train.place.to_string(), "p.yaml:20:3");
     let place = |path: &str| train.param_place(path).unwrap().to_string();
     assert_eq!(place("arch.width"), "p.yaml:25:32");

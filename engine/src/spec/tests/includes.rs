@@ -49,8 +49,9 @@ x-note: \"${{ params.size }}\"
     let checked = read(&[("p.yaml", own), ("parts/common.yaml", COMMON)]);
     let pipeline = checked.pipeline.unwrap_or_else(|| panic!("{}", checked.mistakes));
     let nodes = pipeline.nodes.iter();
-    let shown: Vec<String> =
-        nodes.map(|node| format!("{} {} {}", node.name, node.place, node.priority)).collect();
+    let shown: Vec<String> = nodes
+        .map(|node| format!("{} {} {}", node.name, node.place, node.execution.priority))
+        .collect();
     assert_eq!(
         shown,
         ["read parts/common.yaml:4:3 0", "tidy parts/common.yaml:5:3 1", "mine p.yaml:5:3 1"]

@@ -174,8 +174,12 @@ fn meaning(pipeline: &Pipeline) -> String {
     let mut text = format!("{:?}\n", pipeline.params);
     for node in &pipeline.nodes {
         let (name, task) = (&node.name, node.task.kind());
-        writeln!(text, "{name} {task} {} {:?} {:?}", node.params, node.inputs, node.resources)
-            .unwrap();
+        writeln!(
+            text,
+            "{name} {task} {} {:?} {:?}",
+            node.params, node.inputs, node.execution.resources
+        )
+        .unwrap();
     }
     text
 }
