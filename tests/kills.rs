@@ -81,14 +81,19 @@ fn children(pid: u32) -> Vec<Pid> {
     pids.filter(is_child).filter_map(Pid::from_raw).collect()
 }
 
-/// Processes of attempts whose work lies in this place.
+/// The fork server of the run `pid`, and the attempts' processes, which are its children.
+fn workers(pid: u32) -> Vec<Pid> {
+    let servers = children(pid);
+    let attempts = servers.iter().flat_map(|server| children(server.as_raw_pid() as u32));
+    attempts.chain(servers.iter().copied()).collect()
+}
+
+/// Processes that were started in this place, as a run and all that belongs to it are.
 fn left_behind(place: &Place) -> Vec<String> {
-    let wanted = format!("SBP_ATTEMPT_DIR={}", place.path().canonicalize().unwrap().display());
+    let here = place.path().canonicalize().unwrap();
     let processes = fs::read_dir("/proc").unwrap().flatten();
-    let of_place = processes.filter(|entry| {
-        let environment = fs::read(entry.path().join("environ")).unwrap_or_default();
-        environment.split(|byte| *byte == 0).any(|entry| entry.starts_with(wanted.as_bytes()))
-    });
+    let of_place = processes
+        .filter(|entry| fs::read_link(entry.path().join("cwd")).is_ok_and(|dir| dir == here));
     of_place.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
 }
 
@@ -104,7 +109,7 @@ fn torment(place: &Place, run: &[&str], dice: &mut Dice, took: Duration) -> (u64
             assert!(matches!(status.code(), Some(0 | 1)), "{:?}", place.said());
             return (n_kills, status.success());
         }
-        let workers = children(child.id());
+        let workers = workers(child.id());
         let choice = dice.roll(3);
         if choice > 0 && !workers.is_empty() {
             let worker = workers[dice.roll(workers.len() as u64) as usize];
