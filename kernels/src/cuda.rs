@@ -14,14 +14,17 @@ pub mod libraries;
 pub mod memory;
 pub mod parity;
 pub mod product;
+pub mod proof;
 pub mod speed;
 pub mod sum_rows;
+pub mod tensor_map;
 
 pub use emulator::Emulator;
 pub use gpu::Gpu;
 pub use launch::{Device, Kernel, Source};
 pub use memory::Buffer;
 pub use product::{Layout, Product};
+pub use tensor_map::{Matrix, TensorMap};
 
 use crate::{
     adamw, attention, cross_entropy, decode, embedding, int8_search, norm, qk_norm_rope, rms_norm,
@@ -30,6 +33,9 @@ use crate::{
 
 /// What every kernel includes.
 pub const DEVICE_HEADER: &str = include_str!("cuda/device.cuh");
+/// What kernels for `sm_90a` include beside it.
+pub(crate) const HOPPER_HEADER: launch::Header =
+    launch::Header { name: "hopper.cuh", text: include_str!("cuda/hopper.cuh") };
 
 /// What goes wrong on a device.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -79,10 +85,11 @@ pub enum Error {
 }
 
 /// Every kernel file, in the order of the modules.
-pub fn sources() -> [&'static Source; 12] {
+pub fn sources() -> [&'static Source; 13] {
     [
         &adamw::cuda::SOURCE,
         &attention::cuda::SOURCE,
+        &attention::cuda::hopper::SOURCE,
         &cross_entropy::cuda::SOURCE,
         &decode::cuda::SOURCE,
         &embedding::cuda::SOURCE,

@@ -4,8 +4,10 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use tasks::cuda::choice::{Choice, Need, Request, choose};
+use tasks::cuda::compile::{self, Compiler};
 use tasks::cuda::gpu;
 use tasks::cuda::libraries::{self, Origin, Which};
+use tasks::cuda::proof::{Record, Verdict};
 
 use crate::commands::open;
 use crate::error::Result;
@@ -103,15 +105,29 @@ fn gpus() -> Vec<Finding> {
         let name = &facts.gpus[i].name;
         let (state, about) = match choose(Request::Gpu(i as u32), &facts, Need::NOTHING) {
             Ok(Choice::Gpu { arch, notes, .. }) => {
-                ("done", format!("cuda:{i}, {name}, kernels for {arch}; {}", notes.join("; ")))
+                let mut parts = vec![format!("cuda:{i}, {name}, kernels for {arch}")];
+                parts.extend(notes);
+                parts.extend(verdicts(&arch, name));
+                ("done", parts.join("; "))
             }
             Ok(Choice::Cpu { reason }) => ("none", reason),
             Err(refusal) => ("none", format!("{}: {}", refusal.reason, refusal.remedy)),
         };
-        let about = about.trim_end_matches("; ").to_owned();
         Finding { what: "GPU", state, about }
     }));
     findings
+}
+
+/// What is known of the kernels for a GPU's architecture alone, which are tried when it is first used.
+fn verdicts(arch: &str, gpu: &str) -> Vec<String> {
+    let Ok(compiler) = Compiler::new() else { return Vec::new() };
+    let records = Record::all(&compile::cache_dir(), arch, compiler, gpu);
+    let said = records.iter().map(|record| match record.verdict() {
+        None => format!("`{}` was not tried yet", record.source().name),
+        Some(Verdict::Proven) => format!("`{}` is used", record.source().name),
+        Some(Verdict::Refused(refusal)) => refusal.to_string(),
+    });
+    said.collect()
 }
 
 fn free_space(dir: &Path) -> Finding {

@@ -58,7 +58,8 @@ pub fn open(ctx: &Context, work: &Work) -> Result<Option<Arc<dyn Device>>, Failu
             match Gpu::open(index, arch, &compile::cache_dir()) {
                 Ok(gpu) => {
                     ctx.info(format!("`device: {request}` is cuda:{index}, {}", gpu.name()));
-                    for note in notes {
+                    let refusals = gpu.refusals().iter().map(ToString::to_string);
+                    for note in notes.into_iter().chain(refusals) {
                         ctx.warn(note);
                     }
                     Ok(Some(Arc::new(gpu)))

@@ -24,8 +24,7 @@ impl Argument for Factors {
 }
 
 /// The kernel.
-pub static SOURCE: Source =
-    Source { name: "adamw.cu", text: include_str!("adamw.cu"), kernels: &[Step::KERNEL] };
+pub static SOURCE: Source = Source::new("adamw.cu", include_str!("adamw.cu"), &[Step::KERNEL]);
 
 /// Weights on a device with what updates them.
 #[derive(Clone, Copy)]

@@ -24,11 +24,11 @@
 //            two so that neither half needs atomics. CPU twin: attention/cpu.rs.
 
 #include "device.cuh"
+#include "softmax.cuh"
 
 // Rows of every tile: queries or keys.
 constexpr u32 TILE = 64;
 constexpr u32 THREADS = 128;
-constexpr float LOG2_E = 1.4426950408889634f;
 
 struct Heads {
     u32 n_heads, n_kv_heads, qkv_width, q_width;
@@ -176,73 +176,6 @@ __device__ __forceinline__ void store_rows(const float (&sum)[DIM / 8][4], const
     }
 }
 
-__device__ __forceinline__ float quad_max(float x) {
-    x = fmaxf(x, __shfl_xor_sync(ALL_LANES, x, 1));
-    return fmaxf(x, __shfl_xor_sync(ALL_LANES, x, 2));
-}
-
-__device__ __forceinline__ float quad_sum(float x) {
-    x += __shfl_xor_sync(ALL_LANES, x, 1);
-    return x + __shfl_xor_sync(ALL_LANES, x, 2);
-}
-
-// Scores of keys that a row does not see become -inf. `row` is the lane's first of two.
-// Where documents start is read here, in the few tiles that need it, to keep registers.
-template <u32 BLOCKS>
-__device__ __forceinline__ void mask(float (&s)[BLOCKS][4], u32 first_key, u32 row,
-                                     const u32* starts, u32 n_rows) {
-    const u32 lane = threadIdx.x % WARP;
-    const u32 row_start[2] = {row < n_rows ? starts[row] : 0xffffffffu,
-                              row + 8 < n_rows ? starts[row + 8] : 0xffffffffu};
-#pragma unroll
-    for (u32 n = 0; n < BLOCKS; n++) {
-#pragma unroll
-        for (u32 i = 0; i < 4; i++) {
-            const u32 key = first_key + n * 8 + lane % 4 * 2 + i % 2;
-            const bool seen = key <= row + i / 2 * 8 && key >= row_start[i / 2];
-            s[n][i] = seen ? s[n][i] : -INFINITY;
-        }
-    }
-}
-
-// Turns scores into weights relative to the highest score so far, and what was summed before with
-// them.
-template <u32 DIM, u32 BLOCKS>
-__device__ __forceinline__ void soften(float (&s)[BLOCKS][4], float (&sum)[DIM / 8][4],
-                                       float (&highest)[2], float (&mass)[2], float scale_log2) {
-    float rescale[2];
-#pragma unroll
-    for (u32 half = 0; half < 2; half++) {
-        float top = highest[half];
-#pragma unroll
-        for (u32 n = 0; n < BLOCKS; n++) {
-            top = fmaxf(top, fmaxf(s[n][2 * half], s[n][2 * half + 1]));
-        }
-        top = quad_max(top);
-        // A row that has seen no key yet stays at zero mass.
-        const float base = top == -INFINITY ? 0.0f : top * scale_log2;
-        rescale[half] = exp2_fast(highest[half] * scale_log2 - base);
-        highest[half] = top;
-        float added = 0.0f;
-#pragma unroll
-        for (u32 n = 0; n < BLOCKS; n++) {
-#pragma unroll
-            for (u32 i = 2 * half; i < 2 * half + 2; i++) {
-                s[n][i] = exp2_fast(fmaf(s[n][i], scale_log2, -base));
-                added += s[n][i];
-            }
-        }
-        mass[half] = fmaf(mass[half], rescale[half], added);
-    }
-#pragma unroll
-    for (u32 n = 0; n < DIM / 8; n++) {
-#pragma unroll
-        for (u32 i = 0; i < 4; i++) {
-            sum[n][i] *= rescale[i / 2];
-        }
-    }
-}
-
 template <u32 DIM>
 __device__ __forceinline__ void forward(const bf16* qkv, const u32* starts, bf16* out, float* lse,
                                         int t, int n_heads, int n_kv_heads, float scale) {
@@ -304,7 +237,9 @@ __device__ __forceinline__ void forward(const bf16* qkv, const u32* starts, bf16
                 if (masked) {
                     mask(s[m], tile * TILE + part, row, starts, n_rows);
                 }
-                soften<DIM>(s[m], sum[m], highest[m], mass[m], scale_log2);
+                float rescale[2];
+                soften(s[m], highest[m], mass[m], rescale, scale_log2);
+                scale_rows(sum[m], rescale);
             }
             if (part == 0) {
                 copies_wait<1>();

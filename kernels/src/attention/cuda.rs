@@ -1,9 +1,11 @@
-//! Launches of `attention.cu`.
+//! Launches of `attention.cu`, and of `attention_hopper.cu` where the device offers it.
+
+pub mod hopper;
 
 use half::bf16;
 
 use super::{Heads, check_starts};
-use crate::cuda::launch::{Grid, In, Out, kernel};
+use crate::cuda::launch::{Grid, Header, In, Out, kernel};
 use crate::cuda::{Buffer, Device, Error, Source, blocks, int};
 
 /// Keys of a tile, and queries of a block of the backward pass.
@@ -11,6 +13,8 @@ const TILE: usize = 64;
 /// Queries of a block of the forward pass.
 const QUERIES: usize = 128;
 const THREADS: u32 = 128;
+/// What both tiers include.
+const SOFTMAX: Header = Header { name: "softmax.cuh", text: include_str!("softmax.cuh") };
 
 macro_rules! kernels_of {
     ($dim:literal, $forward:ident = $f:literal, $q:ident = $fq:literal, $kv:ident = $fkv:literal) => {
@@ -59,10 +63,10 @@ kernel! {
 }
 
 /// The kernels.
-pub static SOURCE: Source = Source {
-    name: "attention.cu",
-    text: include_str!("attention.cu"),
-    kernels: &[
+pub static SOURCE: Source = Source::new(
+    "attention.cu",
+    include_str!("attention.cu"),
+    &[
         Forward64::KERNEL,
         BackwardQ64::KERNEL,
         BackwardKv64::KERNEL,
@@ -71,7 +75,8 @@ pub static SOURCE: Source = Source {
         BackwardKv128::KERNEL,
         Dots::KERNEL,
     ],
-};
+)
+.including(&[SOFTMAX]);
 
 /// Queries, and two stages each of keys and values.
 const fn forward_bytes(head_dim: u32) -> u32 {
@@ -131,6 +136,22 @@ pub fn supports(heads: Heads) -> bool {
     matches!(heads.head_dim, 64 | 128)
 }
 
+/// Which kernels compute the forward pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tier {
+    /// `attention.cu`: products of warps, from `sm_80` on.
+    Warp,
+    /// `attention_hopper.cu`: products of warpgroups and the tensor copy engine, on `sm_90a`.
+    Warpgroup,
+}
+
+impl Tier {
+    /// The fastest that a device offers; both take what [`supports`] says.
+    pub fn of(device: &dyn Device) -> Self {
+        if device.offers(&hopper::SOURCE) { Self::Warpgroup } else { Self::Warp }
+    }
+}
+
 /// [`super::forward`] on a device.
 ///
 /// # Errors
@@ -146,7 +167,28 @@ pub fn forward(
     out: &Buffer<bf16>,
     lse: &Buffer<f32>,
 ) -> Result<(), Error> {
+    forward_by(Tier::of(device), device, Saved { qkv, out, lse }, heads, documents)
+}
+
+/// [`forward`] by the kernels of one tier.
+///
+/// # Errors
+/// When the device fails, or is none of the tier's.
+///
+/// # Panics
+/// As of [`forward`].
+pub fn forward_by(
+    tier: Tier,
+    device: &dyn Device,
+    to: Saved<'_>,
+    heads: Heads,
+    documents: &Documents,
+) -> Result<(), Error> {
+    let Saved { qkv, out, lse } = to;
     check(heads, documents, qkv.len(), out.len(), lse.len());
+    if tier == Tier::Warpgroup {
+        return hopper::forward(device, to, heads, documents);
+    }
     let (t, [n_heads, n_kv_heads]) = (documents.n_tokens(), counts(heads));
     let grid = grid([t, QUERIES], heads.n_heads, forward_bytes(heads.head_dim as u32));
     let (qkv, starts) = (qkv.input(), documents.starts.input());

@@ -25,11 +25,11 @@ kernel! {
 }
 
 /// The kernels.
-pub static SOURCE: Source = Source {
-    name: "cross_entropy.cu",
-    text: include_str!("cross_entropy.cu"),
-    kernels: &[RowsOf::KERNEL, AddUp::KERNEL],
-};
+pub static SOURCE: Source = Source::new(
+    "cross_entropy.cu",
+    include_str!("cross_entropy.cu"),
+    &[RowsOf::KERNEL, AddUp::KERNEL],
+);
 
 /// Targets on a device, checked against a vocabulary.
 pub struct Targets {

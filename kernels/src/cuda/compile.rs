@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use cudarc::nvrtc::{result, sys};
 
-use super::launch::Source;
+use super::launch::{Header, Source};
 use super::libraries::{self, Which};
 use super::{DEVICE_HEADER, Error};
 
@@ -89,19 +89,22 @@ impl Compiler {
     /// When it does not compile.
     pub fn compile(self, source: &Source, arch: &str) -> Result<Cubin, Error> {
         let text = checked_text(source);
-        let [program_text, name, header, header_name] =
-            [text.as_str(), source.name, DEVICE_HEADER, "device.cuh"]
-                .map(|text| CString::new(text).expect("kernels hold no zero bytes"));
-        let (headers, names) = ([header.as_ptr()], [header_name.as_ptr()]);
+        let c_string = |text: &str| CString::new(text).expect("kernels hold no zero bytes");
+        let [program_text, name] = [text.as_str(), source.name].map(c_string);
+        let headers: Vec<[CString; 2]> = (headers(source).iter())
+            .map(|header| [header.text, header.name].map(c_string))
+            .collect();
+        let [texts, names] =
+            [0, 1].map(|i| headers.iter().map(|header| header[i].as_ptr()).collect::<Vec<_>>());
         let mut program = std::ptr::null_mut();
-        // SAFETY: Texts end in zeros and outlive the call; there is one header with one name.
+        // SAFETY: Texts end in zeros and outlive the call; each header has one name.
         unsafe {
             sys::nvrtcCreateProgram(
                 &raw mut program,
                 program_text.as_ptr(),
                 name.as_ptr(),
-                1,
-                headers.as_ptr(),
+                headers.len() as i32,
+                texts.as_ptr(),
                 names.as_ptr(),
             )
         }
@@ -129,23 +132,34 @@ impl Compiler {
         Ok(Cubin { bytes: bytes?, log })
     }
 
+    /// What machine code is made of: text, headers, options, architecture and the compiler's version.
+    pub fn digest(self, source: &Source, arch: &str) -> blake3::Hash {
+        let mut hash = blake3::Hasher::new();
+        let [major, minor] = self.version;
+        let version = format!("NVRTC {major}.{minor}");
+        let (options, text) = (options(arch).join(" "), checked_text(source));
+        let mut add = |part: &str| {
+            hash.update(&(part.len() as u64).to_le_bytes()).update(part.as_bytes());
+        };
+        add(&version);
+        add(&options);
+        for header in headers(source) {
+            add(header.text);
+        }
+        add(&text);
+        hash.finalize()
+    }
+
     /// [`Self::compile`], unless the same was compiled before and is in `dir`.
     ///
-    /// What counts as the same: text, header, options, architecture and the compiler's version. A
-    /// damaged file is compiled again.
+    /// What counts as the same is [`Self::digest`]. A damaged file is compiled again.
     ///
     /// # Errors
     /// When it does not compile. A folder that cannot be written costs only time.
     pub fn compile_cached(self, source: &Source, arch: &str, dir: &Path) -> Result<Cubin, Error> {
-        let mut hash = blake3::Hasher::new();
-        let [major, minor] = self.version;
-        let version = format!("NVRTC {major}.{minor}");
-        let options = options(arch).join(" ");
-        for part in [&version, &options, DEVICE_HEADER, &checked_text(source)] {
-            hash.update(&(part.len() as u64).to_le_bytes()).update(part.as_bytes());
-        }
+        let digest = self.digest(source, arch).to_hex();
         let stem = source.name.trim_end_matches(".cu");
-        let path = dir.join(format!("{stem}-{arch}-{}.cubin", &hash.finalize().to_hex()[..32]));
+        let path = dir.join(format!("{stem}-{arch}-{}.cubin", &digest[..32]));
         if let Some(bytes) = std::fs::read(&path).ok().and_then(|file| unsealed(&file)) {
             return Ok(Cubin { bytes, log: String::new() });
         }
@@ -160,6 +174,12 @@ impl Compiler {
         }
         Ok(cubin)
     }
+}
+
+/// `device.cuh` and what else a source includes.
+fn headers(source: &Source) -> Vec<Header> {
+    let device = Header { name: "device.cuh", text: DEVICE_HEADER };
+    std::iter::once(device).chain(source.headers.iter().copied()).collect()
 }
 
 fn options(arch: &str) -> Vec<String> {

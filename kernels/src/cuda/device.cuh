@@ -2,7 +2,7 @@
 // word for. NVRTC takes those as PTX; a C++ compiler takes them from emulation.h, so that the very
 // same kernels run on a CPU, thread for thread.
 //
-// Rules: no other header; shared memory is always the one dynamic array `shared`; a warp-wide
+// Rules: no header that is not ours; shared memory is always the one dynamic array `shared`; a warp-wide
 // function is called by all 32 lanes; no atomics on floats, so sums have one order. Products and
 // sums are not contracted (--fmad=false): a fused multiply-add is written as fmaf.
 

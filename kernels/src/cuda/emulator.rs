@@ -1,9 +1,10 @@
 //! Runs the kernels on a CPU: the same `.cu` text, compiled as C++.
 //!
 //! `emulator/emulation.h` plays warps, barriers, shared memory and the tensor core instructions, as
-//! hostile as CUDA's rules allow; see there. Memory ends in guards that every launch checks, and
-//! starts as NaN. It needs a C++ compiler (`g++`, or what `CXX` names) and is for tests: a kernel that
-//! passes has right indices and barriers, whatever the machine; it says nothing of speed.
+//! hostile as CUDA's rules allow, and `emulator/emulation_hopper.h` what `sm_90a` adds; see there.
+//! Memory ends in guards that every launch checks, and starts as NaN. It needs a C++ compiler (`g++`, or
+//! what `CXX` names) and is for tests: a kernel that passes has right indices and barriers, whatever the
+//! machine; it says nothing of speed.
 
 use std::collections::BTreeMap;
 use std::ffi::c_void;
@@ -19,10 +20,14 @@ use libloading::Library;
 use super::launch::{Device, Launch, Source};
 use super::memory::Allocation;
 use super::product::{Layout, Product, Target};
+use super::tensor_map::{Matrix, PANEL, TensorMap};
 use super::{DEVICE_HEADER, Error, sources};
 use crate::matmul::Accumulate;
 
 const EMULATION_HEADER: &str = include_str!("emulator/emulation.h");
+const EMULATION_HOPPER_HEADER: &str = include_str!("emulator/emulation_hopper.h");
+/// What tells the emulator's tensor maps from other bytes, as `emulation_hopper.h` knows it.
+const MATRIX_MARK: u64 = 0x7465_6e73_6f72;
 /// Bytes before and after every allocation that nothing may write.
 const GUARD_BYTES: usize = 1024;
 /// What memory holds before it is written: NaN as a float, of any width.
@@ -50,7 +55,7 @@ impl Schedule {
 /// A change of a kernel's text, to see that tests notice.
 #[derive(Clone, Copy, Debug)]
 pub struct Mutation {
-    /// The kernel file.
+    /// The kernel file, or a header of it.
     pub source: &'static str,
     /// What to replace; it must occur.
     pub from: &'static str,
@@ -64,6 +69,7 @@ pub struct Emulator {
     schedule: Schedule,
     mutation: Option<Mutation>,
     memory_bytes: u64,
+    arch: &'static str,
     libraries: Mutex<BTreeMap<&'static str, Library>>,
     memory: Mutex<Vec<Weak<Memory>>>,
     n_bytes_read: AtomicU64,
@@ -87,6 +93,7 @@ impl Emulator {
             schedule,
             mutation: None,
             memory_bytes: u64::MAX,
+            arch: "sm_80",
             libraries: Mutex::default(),
             memory: Mutex::default(),
             n_bytes_read: AtomicU64::new(0),
@@ -110,6 +117,12 @@ impl Emulator {
         Self { memory_bytes, ..self }
     }
 
+    /// An emulator that also offers the kernels of one architecture, such as `sm_90a`.
+    #[must_use]
+    pub fn of_arch(self, arch: &'static str) -> Self {
+        Self { arch, ..self }
+    }
+
     /// The compiler to use.
     fn compiler() -> String {
         std::env::var("CXX").unwrap_or_else(|_| "g++".to_owned())
@@ -117,20 +130,25 @@ impl Emulator {
 
     /// Compiles a kernel file, unless that was done before, and loads it.
     fn load(&self, source: &Source) -> Result<Library, Error> {
-        let mut text = source.text.to_owned();
-        if let Some(mutation) = self.mutation.filter(|mutation| mutation.source == source.name) {
-            assert!(
-                text.contains(mutation.from),
-                "`{}` is not in `{}`",
-                mutation.from,
-                source.name
-            );
-            text = text.replacen(mutation.from, mutation.to, 1);
+        let mut texts = vec![(source.name, source.text.to_owned())];
+        texts.extend(source.headers.iter().map(|header| (header.name, header.text.to_owned())));
+        if let Some(Mutation { source: changed, from, to }) = self.mutation
+            && let Some((_, text)) = texts.iter_mut().find(|(name, _)| *name == changed)
+        {
+            assert!(text.contains(from), "`{from}` is not in `{changed}`");
+            *text = text.replacen(from, to, 1);
         }
         let caller = caller(source);
         let compiler = Self::compiler();
         let mut hash = blake3::Hasher::new();
-        for part in [compiler.as_str(), DEVICE_HEADER, EMULATION_HEADER, &text, &caller] {
+        let shared = [
+            compiler.as_str(),
+            DEVICE_HEADER,
+            EMULATION_HEADER,
+            EMULATION_HOPPER_HEADER,
+            caller.as_str(),
+        ];
+        for part in shared.into_iter().chain(texts.iter().map(|(_, text)| text.as_str())) {
             hash.update(&(part.len() as u64).to_le_bytes()).update(part.as_bytes());
         }
         let name = format!("{}-{}", source.name, &hash.finalize().to_hex()[..16]);
@@ -147,10 +165,11 @@ impl Emulator {
             let files = [
                 ("device.cuh", DEVICE_HEADER),
                 ("emulation.h", EMULATION_HEADER),
-                (source.name, &text),
+                ("emulation_hopper.h", EMULATION_HOPPER_HEADER),
                 ("caller.cpp", &caller),
             ];
-            for (name, text) in files {
+            let texts = texts.iter().map(|(name, text)| (*name, text.as_str()));
+            for (name, text) in files.into_iter().chain(texts) {
                 std::fs::write(own.join(name), text).map_err(|error| broken(name, error))?;
             }
             let built = build(&compiler, source, &own);
@@ -188,6 +207,8 @@ fn build(compiler: &str, source: &Source, dir: &Path) -> Result<(), Error> {
     let output = Command::new(compiler)
         .args(["-std=c++17", "-O2", "-march=native", "-ffp-contract=off", "-fno-strict-aliasing"])
         .args(["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-Wno-unused-function"])
+        // Tensor maps are passed between functions of one build alone.
+        .arg("-Wno-psabi")
         .args(["-fPIC", "-shared", "-fvisibility=hidden", "-I.", "-o", "kernels.so", "caller.cpp"])
         .current_dir(dir)
         .output()
@@ -320,6 +341,27 @@ impl Device for Emulator {
         // SAFETY: As of `write`; the ranges do not overlap, by the caller's word.
         unsafe { std::ptr::copy_nonoverlapping(from as *const u8, to as *mut u8, size_bytes) };
         Ok(())
+    }
+
+    fn offers(&self, source: &Source) -> bool {
+        source.is_for(self.arch)
+    }
+
+    fn tensor_map(&self, matrix: &Matrix<'_>) -> Result<TensorMap, Error> {
+        let n_rows = matrix.n_rows() as u64;
+        let (address, n_columns) = (matrix.elements.address(), matrix.n_columns as u64);
+        let (row_bytes, box_rows) = (matrix.row_bytes(), matrix.box_rows as u64);
+        let mut words = [0; 16];
+        words[..7].copy_from_slice(&[
+            address,
+            n_columns,
+            n_rows,
+            row_bytes,
+            PANEL as u64,
+            box_rows,
+            MATRIX_MARK,
+        ]);
+        Ok(TensorMap(words))
     }
 
     unsafe fn launch(&self, launch: &Launch<'_>) -> Result<(), Error> {

@@ -5,14 +5,18 @@ mod probe;
 
 use std::collections::BTreeMap;
 use std::ffi::{CString, c_void};
+use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::{result, sys};
 
 use super::compile::Compiler;
-use super::launch::{Device, Kernel, Launch};
+use super::launch::{Device, Kernel, Launch, Source};
 use super::memory::Allocation;
+use super::parity::{self, Effort};
+use super::proof::{Record, Refusal, Verdict};
+use super::tensor_map::{Matrix, PANEL, TensorMap};
 use super::{Error, Product, sources};
 use blas::Blas;
 pub use probe::probe;
@@ -37,6 +41,7 @@ pub struct Gpu {
     functions: Mutex<BTreeMap<&'static str, Function>>,
     staging: Mutex<Staging>,
     blas: Mutex<Blas>,
+    refusals: Vec<Refusal>,
 }
 
 // SAFETY: Driver handles may be used from any thread once the context is current there, which every
@@ -80,10 +85,12 @@ struct Staging {
 }
 
 impl Gpu {
-    /// Opens GPU `index` for kernels of `arch`; [`super::choice::choose`] chooses both.
+    /// Opens GPU `index` for kernels of `arch`; [`super::choice::choose`] chooses both. Kernels for that
+    /// architecture alone are tried where they never were, which takes seconds.
     ///
     /// # Errors
-    /// When a library is missing or a call fails.
+    /// When a library is missing or a call fails, also because kernels that were tried have spoiled the
+    /// GPU for this process; the next one does not try them.
     pub fn open(index: u32, arch: String, cubin_dir: &Path) -> Result<Self, Error> {
         let compiler = Compiler::new()?;
         result::init().map_err(|e| failed("cuInit", e))?;
@@ -105,7 +112,7 @@ impl Gpu {
         let memory_host = unsafe { result::malloc_host(STAGING_BYTES, 0) }
             .map_err(|e| failed("cuMemHostAlloc", e))?;
         let blas = Blas::new(Arc::clone(&context))?;
-        Ok(Self {
+        let mut gpu = Self {
             name,
             arch,
             compiler,
@@ -117,7 +124,40 @@ impl Gpu {
             functions: Mutex::default(),
             staging: Mutex::new(Staging { memory: memory_host.cast(), used: 0 }),
             blas: Mutex::new(blas),
-        })
+            refusals: Vec::new(),
+        };
+        gpu.refusals = gpu.try_kernels()?;
+        // Without them it gives other bits, so it is another device to those who go by its name.
+        for refusal in &gpu.refusals {
+            write!(gpu.name, " without {}", refusal.source_name).expect("strings take text");
+        }
+        Ok(gpu)
+    }
+
+    /// Kernels for this architecture that are not used, and why.
+    pub fn refusals(&self) -> &[Refusal] {
+        &self.refusals
+    }
+
+    /// Sees to it that there is a verdict on all kernels for this architecture alone.
+    fn try_kernels(&self) -> Result<Vec<Refusal>, Error> {
+        let mut refusals = Vec::new();
+        let records = Record::all(&self.cubin_dir, &self.arch, self.compiler, &self.name);
+        for record in records {
+            match record.prove(|| parity::fault(self, record.source(), Effort::Full)) {
+                Verdict::Proven => {}
+                Verdict::Refused(refusal) => refusals.push(refusal),
+            }
+        }
+        // A trap spoils the context, and nothing more can be done in this process.
+        self.synchronize().map_err(|error| match refusals.first() {
+            None => error,
+            Some(refusal) => {
+                let message = format!("{error}; {refusal}. Another process goes without it");
+                Error::Call { call: "the trial of kernels", message }
+            }
+        })?;
+        Ok(refusals)
     }
 
     /// Architecture that kernels are compiled for.
@@ -284,6 +324,38 @@ impl Device for Gpu {
         // SAFETY: Both ranges belong to allocations, by the caller's word.
         unsafe { result::memcpy_dtod_async(to, from, size_bytes, self.stream) }
             .map_err(|e| failed("cuMemcpyDtoDAsync", e))
+    }
+
+    fn offers(&self, source: &Source) -> bool {
+        let refused = self.refusals.iter().any(|refusal| refusal.source_name == source.name);
+        source.is_for(&self.arch) && !refused
+    }
+
+    fn tensor_map(&self, matrix: &Matrix<'_>) -> Result<TensorMap, Error> {
+        let sizes = [matrix.n_columns as u64, matrix.n_rows() as u64];
+        let (row_bytes, box_sizes) = ([matrix.row_bytes()], [PANEL as u32, matrix.box_rows as u32]);
+        let mut map = sys::CUtensorMap { opaque: [0; 16] };
+        // SAFETY: The map is a place for one; two sizes, steps and box sizes and one distance of rows
+        // are what a matrix has. The address is only noted.
+        unsafe {
+            sys::cuTensorMapEncodeTiled(
+                &raw mut map,
+                sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+                2,
+                matrix.elements.address() as *mut c_void,
+                sizes.as_ptr(),
+                row_bytes.as_ptr(),
+                box_sizes.as_ptr(),
+                [1, 1].as_ptr(),
+                sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
+                sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+                sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
+                sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+            )
+        }
+        .result()
+        .map_err(|e| failed("cuTensorMapEncodeTiled", e))?;
+        Ok(TensorMap(map.opaque))
     }
 
     unsafe fn launch(&self, launch: &Launch<'_>) -> Result<(), Error> {

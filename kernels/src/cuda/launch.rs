@@ -9,6 +9,7 @@ use bytemuck::Pod;
 use half::bf16;
 
 use super::memory::Allocation;
+use super::tensor_map::{Matrix, TensorMap};
 use super::{Error, Product};
 
 /// A `.cu` file.
@@ -18,8 +19,45 @@ pub struct Source {
     pub name: &'static str,
     /// Its text.
     pub text: &'static str,
+    /// What it includes beside `device.cuh`.
+    pub headers: &'static [Header],
+    /// The one architecture that it is for; none for all from `sm_80` on.
+    pub only: Option<&'static str>,
     /// The kernels in it.
     pub kernels: &'static [Kernel],
+}
+
+/// A file that kernels include.
+#[derive(Clone, Copy, Debug)]
+pub struct Header {
+    /// Its name.
+    pub name: &'static str,
+    /// Its text.
+    pub text: &'static str,
+}
+
+impl Source {
+    /// A file that includes `device.cuh` alone, for every architecture.
+    pub const fn new(name: &'static str, text: &'static str, kernels: &'static [Kernel]) -> Self {
+        Self { name, text, headers: &[], only: None, kernels }
+    }
+
+    /// The same with more headers.
+    #[must_use]
+    pub const fn including(self, headers: &'static [Header]) -> Self {
+        Self { headers, ..self }
+    }
+
+    /// The same for one architecture.
+    #[must_use]
+    pub const fn only(self, arch: &'static str) -> Self {
+        Self { only: Some(arch), ..self }
+    }
+
+    /// Whether it is for `arch`.
+    pub fn is_for(&self, arch: &str) -> bool {
+        self.only.is_none_or(|only| only == arch)
+    }
 }
 
 /// One `extern "C" __global__` function.
@@ -226,6 +264,19 @@ pub trait Device: Send + Sync {
     /// # Errors
     /// When the device fails.
     unsafe fn copy(&self, from: u64, to: u64, size_bytes: usize) -> Result<(), Error>;
+
+    /// Whether the kernels of `source` may be used here: they are for this architecture, and where
+    /// that is the only one, they have proved themselves (`proof.rs`).
+    fn offers(&self, source: &Source) -> bool;
+
+    /// A matrix for the copy engine.
+    ///
+    /// # Errors
+    /// When the device has none, or fails.
+    ///
+    /// # Panics
+    /// When rows do not begin at multiples of 16 bytes, or a box has no rows or more than 256.
+    fn tensor_map(&self, matrix: &Matrix<'_>) -> Result<TensorMap, Error>;
 
     /// Runs a kernel.
     ///

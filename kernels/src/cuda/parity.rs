@@ -13,7 +13,7 @@ mod small;
 
 use half::bf16;
 
-use super::{Device, Error};
+use super::{Device, Error, Source};
 use crate::philox::Philox;
 
 /// One comparison.
@@ -42,6 +42,8 @@ pub struct Case {
     pub op: &'static str,
     /// The shape, as a person reads it.
     pub shape: String,
+    /// The kernels that it is for, where not every device offers them.
+    pub source: Option<&'static Source>,
     /// Runs it.
     pub run: Run,
 }
@@ -55,7 +57,17 @@ impl Case {
         shape: String,
         run: impl Fn(&dyn Device) -> Result<Vec<Check>, Error> + Send + Sync + 'static,
     ) -> Self {
-        Self { op, shape, run: Box::new(run) }
+        Self { op, shape, source: None, run: Box::new(run) }
+    }
+
+    /// The same for kernels that not every device offers.
+    fn only(self, source: &'static Source) -> Self {
+        Self { source: Some(source), ..self }
+    }
+
+    /// Whether a device has what it is for.
+    pub fn is_for(&self, device: &dyn Device) -> bool {
+        self.source.is_none_or(|source| device.offers(source))
     }
 }
 
@@ -75,6 +87,39 @@ pub fn cases(effort: Effort) -> Vec<Case> {
     cases.extend(model::cases(effort));
     cases.extend(search::cases(effort));
     cases
+}
+
+/// What is wrong with kernels that not every device offers, whether or not this one does: an output
+/// that is not right, or not the same when it is computed again.
+///
+/// # Errors
+/// When the device fails.
+///
+/// # Panics
+/// When there are no cases of them.
+pub fn fault(
+    device: &dyn Device,
+    source: &Source,
+    effort: Effort,
+) -> Result<Option<String>, Error> {
+    let mut cases = cases(effort);
+    cases.retain(|case| case.source.is_some_and(|own| own.name == source.name));
+    assert!(!cases.is_empty(), "there are cases of `{}`", source.name);
+    for Case { op, shape, run, .. } in &cases {
+        let (first, again) = (run(device)?, run(device)?);
+        for (check, again) in first.iter().zip(&again) {
+            let Check { what, error, limit, digest } = check;
+            if !check.holds() {
+                let fault =
+                    format!("`{what}` of {op}, {shape}, is off by {error:e}, over {limit:e}");
+                return Ok(Some(fault));
+            }
+            if *digest != again.digest {
+                return Ok(Some(format!("`{what}` of {op}, {shape}, has other bits every time")));
+            }
+        }
+    }
+    Ok(None)
 }
 
 /// Numbers that bf16 holds, normally distributed, the same for the same `purpose`.

@@ -7,6 +7,7 @@ use half::bf16;
 use super::product::{Layout, Product, Target};
 use super::{Buffer, Device, Error};
 use crate::adamw::{self, AdamW};
+use crate::attention::cuda::{Saved, Tier};
 use crate::attention::{self, Heads};
 use crate::cross_entropy::{self, Loss};
 use crate::int8_search::{self, Own, Rows, Search};
@@ -219,10 +220,16 @@ impl Report<'_> {
         let Heads { n_heads, n_kv_heads, head_dim } = heads;
         let shape =
             format!("{n_documents}x{length} causal, {n_heads}/{n_kv_heads} heads of {head_dim}");
-        self.add("attention", &shape, (flop, Unit::Tflops), || {
-            attention::cuda::forward(device, &qkv, heads, &documents, &out, &lse)
-        })?;
-        let saved = attention::cuda::Saved { qkv: &qkv, out: &out, lse: &lse };
+        let saved = Saved { qkv: &qkv, out: &out, lse: &lse };
+        // Each tier that the device offers; the slowest comes first.
+        let fastest = Tier::of(device);
+        for (op, tier) in [("attention", Tier::Warp), ("attention, wgmma", Tier::Warpgroup)] {
+            if tier == Tier::Warp || tier == fastest {
+                self.add(op, &shape, (flop, Unit::Tflops), || {
+                    attention::cuda::forward_by(tier, device, saved, heads, &documents)
+                })?;
+            }
+        }
         self.add("attention backward", &shape, (2.5 * flop, Unit::Tflops), || {
             attention::cuda::backward(device, &d_out, saved, heads, &documents, &d_qkv, &delta)
         })?;

@@ -10,7 +10,7 @@ kernel! {
 
 /// The kernel.
 pub static SOURCE: Source =
-    Source { name: "sum_rows.cu", text: include_str!("sum_rows.cu"), kernels: &[SumRows::KERNEL] };
+    Source::new("sum_rows.cu", include_str!("sum_rows.cu"), &[SumRows::KERNEL]);
 
 /// Adds `out[c] += sum_r x[r * stride + c]` for each `c` of `out`.
 ///

@@ -31,11 +31,11 @@ attend!(Attend64 = "decode_attend_64", 64);
 attend!(Attend128 = "decode_attend_128", 128);
 
 /// The kernels.
-pub static SOURCE: Source = Source {
-    name: "decode.cu",
-    text: include_str!("decode.cu"),
-    kernels: &[Write::KERNEL, Attend64::KERNEL, Attend128::KERNEL],
-};
+pub static SOURCE: Source = Source::new(
+    "decode.cu",
+    include_str!("decode.cu"),
+    &[Write::KERNEL, Attend64::KERNEL, Attend128::KERNEL],
+);
 
 /// Sums of every position lane of eight warps: `head_dim` values, a maximum and a mass.
 const fn attend_bytes(head_dim: u32) -> u32 {

@@ -16,11 +16,8 @@ kernel! {
 }
 
 /// The kernels.
-pub static SOURCE: Source = Source {
-    name: "embedding.cu",
-    text: include_str!("embedding.cu"),
-    kernels: &[Forward::KERNEL, Backward::KERNEL],
-};
+pub static SOURCE: Source =
+    Source::new("embedding.cu", include_str!("embedding.cu"), &[Forward::KERNEL, Backward::KERNEL]);
 
 /// Token ids on a device, checked against a table, with the tokens of each id together.
 pub struct Ids {

@@ -44,11 +44,11 @@ kernel! {
 }
 
 /// The kernels.
-pub static SOURCE: Source = Source {
-    name: "int8_search.cu",
-    text: include_str!("int8_search.cu"),
-    kernels: &[Tiles::KERNEL, Check::KERNEL, Select::KERNEL],
-};
+pub static SOURCE: Source = Source::new(
+    "int8_search.cu",
+    include_str!("int8_search.cu"),
+    &[Tiles::KERNEL, Check::KERNEL, Select::KERNEL],
+);
 
 /// Rows on a device, columns padded with zeros.
 pub struct DeviceRows {

@@ -17,11 +17,8 @@ kernel! {
 }
 
 /// The kernels.
-pub static SOURCE: Source = Source {
-    name: "norm.cu",
-    text: include_str!("norm.cu"),
-    kernels: &[Tiles::KERNEL, Finish::KERNEL],
-};
+pub static SOURCE: Source =
+    Source::new("norm.cu", include_str!("norm.cu"), &[Tiles::KERNEL, Finish::KERNEL]);
 
 /// Elements of scratch that [`sum_of_squares`] needs for `len`.
 pub fn scratch_len(len: usize) -> usize {

@@ -35,11 +35,11 @@ kernels_of!(Forward64 = "qk_norm_rope_64", Backward64 = "qk_norm_rope_backward_6
 kernels_of!(Forward128 = "qk_norm_rope_128", Backward128 = "qk_norm_rope_backward_128", 8192);
 
 /// The kernels.
-pub static SOURCE: Source = Source {
-    name: "qk_norm_rope.cu",
-    text: include_str!("qk_norm_rope.cu"),
-    kernels: &[Forward64::KERNEL, Backward64::KERNEL, Forward128::KERNEL, Backward128::KERNEL],
-};
+pub static SOURCE: Source = Source::new(
+    "qk_norm_rope.cu",
+    include_str!("qk_norm_rope.cu"),
+    &[Forward64::KERNEL, Backward64::KERNEL, Forward128::KERNEL, Backward128::KERNEL],
+);
 
 /// Rotations on a device.
 pub struct DeviceTable {

@@ -33,11 +33,11 @@ kernel! {
 }
 
 /// The kernels.
-pub static SOURCE: Source = Source {
-    name: "rms_norm.cu",
-    text: include_str!("rms_norm.cu"),
-    kernels: &[Forward::KERNEL, AddForward::KERNEL, Backward::KERNEL],
-};
+pub static SOURCE: Source = Source::new(
+    "rms_norm.cu",
+    include_str!("rms_norm.cu"),
+    &[Forward::KERNEL, AddForward::KERNEL, Backward::KERNEL],
+);
 
 /// [`super::forward`] on a device.
 ///

@@ -32,11 +32,11 @@ kernel! {
 }
 
 /// The kernels.
-pub static SOURCE: Source = Source {
-    name: "sampling.cu",
-    text: include_str!("sampling.cu"),
-    kernels: &[Adjust::KERNEL, Greedy::KERNEL, Draw::KERNEL],
-};
+pub static SOURCE: Source = Source::new(
+    "sampling.cu",
+    include_str!("sampling.cu"),
+    &[Adjust::KERNEL, Greedy::KERNEL, Draw::KERNEL],
+);
 
 /// What the kernels give for a row that gives no distribution.
 pub const NO_TOKEN: u32 = u32::MAX;

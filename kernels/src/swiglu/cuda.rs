@@ -19,11 +19,8 @@ kernel! {
 }
 
 /// The kernels.
-pub static SOURCE: Source = Source {
-    name: "swiglu.cu",
-    text: include_str!("swiglu.cu"),
-    kernels: &[Forward::KERNEL, Backward::KERNEL],
-};
+pub static SOURCE: Source =
+    Source::new("swiglu.cu", include_str!("swiglu.cu"), &[Forward::KERNEL, Backward::KERNEL]);
 
 /// [`super::forward`] on a device.
 ///

@@ -2,12 +2,14 @@
 
 use std::path::Path;
 
+use kernels::attention::cuda::{Tier, hopper};
 use kernels::cuda::emulator::{Mutation, Schedule};
 use kernels::cuda::parity::{self, Case, Effort};
 use kernels::cuda::{Emulator, Error};
 
 fn emulator(schedule: Schedule) -> Emulator {
-    Emulator::new(&Path::new(env!("CARGO_TARGET_TMPDIR")).join("emulator"), schedule)
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("emulator");
+    Emulator::new(&dir, schedule).of_arch("sm_90a")
 }
 
 /// Runs cases under every schedule: outputs are right, and have the same bits.
@@ -52,6 +54,7 @@ macro_rules! ops {
 ops!(
     adamw,
     attention,
+    attention_hopper,
     cross_entropy,
     decode,
     embedding,
@@ -88,6 +91,7 @@ fn notices(op: &str, mutation: Mutation) -> bool {
 /// Broken on purpose: an index, a barrier, a bound.
 #[test]
 fn mistakes_are_noticed() {
+    let hopper = |from, to| ("attention_hopper", "attention_hopper.cu", from, to);
     let mistakes = [
         ("rms_norm", "rms_norm.cu", "if (i < n_vectors) {", "if (i <= n_vectors) {"),
         ("rms_norm", "rms_norm.cu", "squares = add_squares(squares, kept[n]);", ""),
@@ -99,10 +103,34 @@ fn mistakes_are_noticed() {
         ("norm", "norm.cu", "i += 1024) {\n        if", "i += 2048) {\n        if"),
         ("embedding", "embedding.cu", "order[n]", "order[n] * 0 + n"),
         ("attention", "attention.cu", "key <= row[i / 2]", "key < row[i / 2]"),
-        ("attention", "attention.cu", "key <= row + i / 2 * 8", "key <= row"),
-        ("attention", "attention.cu", "key >= row_start[i / 2]", "key + 1 >= row_start[i / 2]"),
+        ("attention", "softmax.cuh", "key <= row + i / 2 * 8", "key <= row"),
+        ("attention", "softmax.cuh", "key >= row_start[i / 2]", "key + 1 >= row_start[i / 2]"),
         ("attention", "attention.cu", "copies_wait<1>();\n        __syncthreads();", ""),
         ("attention", "attention.cu", "n + lane / 16 * 8 + lane % 8", "n + lane % 16"),
+        hopper("n_heads + n_kv_heads + kv_head", "n_heads + kv_head"),
+        hopper("group * 64 * ROW_BYTES", "group * 0 * ROW_BYTES"),
+        hopper("barrier_wait(&bars.values[stage].full, round);", "(void)round;"),
+        hopper("barrier_wait(&bars.keys[next_stage].full, next_round);", "(void)next_round;"),
+        hopper("barrier_wait(&bars.keys[stage].empty, round ^ 1);", ""),
+        hopper("barrier_wait(&bars.queries, 0);", ""),
+        hopper("n / STAGES % 2", "0"),
+        hopper("barrier_expect(full, Tiles<DIM>::BYTES)", "barrier_expect(full, PANEL_BYTES)"),
+        hopper("keys[stage].empty, 2 * WARPGROUP", "keys[stage].empty, WARPGROUP"),
+        hopper(
+            "products_wait<0>(sum);\n        release(bars.values[stage]);",
+            "release(bars.values[stage]);\n        products_wait<0>(sum);",
+        ),
+        hopper("products_wait<0>(sum);\n        release", "release"),
+        hopper("products_begin();", ""),
+        hopper("descriptor(keys + at, GROUP_BYTES", "descriptor(keys + at, 2 * GROUP_BYTES"),
+        hopper("GROUP_BYTES, PANEL_BYTES)", "GROUP_BYTES, GROUP_BYTES)"),
+        hopper("step / 4 * PANEL_BYTES", "step / 4 * GROUP_BYTES"),
+        (
+            "attention_hopper",
+            "hopper.cuh",
+            "u64(group_bytes >> 4) << 32",
+            "u64(group_bytes >> 4) << 33",
+        ),
         ("cross_entropy", "cross_entropy.cu", "4 * i + j == target", "4 * i == target"),
         (
             "cross_entropy",
@@ -127,4 +155,27 @@ fn mistakes_are_noticed() {
         let mutation = Mutation { source, from, to };
         assert!(notices(op, mutation), "nobody notices {mutation:?}");
     }
+}
+
+/// Of the attention's forward pass, a device has the kernels of its architecture, and `fault` finds what
+/// is wrong with those of one alone.
+#[test]
+fn kernels_of_one_architecture_are_offered_there_and_tried_anywhere() {
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("emulator");
+    let device = |arch| Emulator::new(&dir, Schedule::Backward).of_arch(arch);
+    let offered =
+        |arch| parity::cases(Effort::Emulated).iter().all(|case| case.is_for(&device(arch)));
+    assert_eq!([Tier::of(&device("sm_80")), Tier::of(&device("sm_90"))], [Tier::Warp; 2]);
+    assert_eq!(Tier::of(&device("sm_90a")), Tier::Warpgroup);
+    assert_eq!(["sm_80", "sm_90a"].map(offered), [false, true]);
+
+    let fault = |device: &Emulator| parity::fault(device, &hopper::SOURCE, Effort::Emulated);
+    assert_eq!(fault(&device("sm_80")), Ok(None));
+    let mutation = |from, to| Mutation { source: hopper::SOURCE.name, from, to };
+    let wrong = mutation("highest[half] * scale + logf", "highest[half] + logf");
+    let found = fault(&device("sm_90a").mutated(wrong)).unwrap().unwrap();
+    assert!(found.contains("`lse` of attention_hopper, 1/1 heads of 64"), "{found}");
+    let broken = mutation("barrier_wait(&bars.queries, 0);", "barrier_wait(&bars.queries, 1);");
+    let found = fault(&device("sm_90a").mutated(broken));
+    assert!(!matches!(found, Ok(None)), "{found:?}");
 }

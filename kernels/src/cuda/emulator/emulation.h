@@ -25,6 +25,7 @@
 #define __device__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
+#define __grid_constant__
 #define __restrict__ __restrict
 #define __shared__
 #define __align__(n) __attribute__((aligned(n)))
@@ -62,8 +63,8 @@ constexpr size_t STACK = 64 << 10;
 // As a float and as a bf16 this is a NaN, as an int -1.
 constexpr u8 POISON = 0xff;
 
-// What a thread waits for.
-enum State { READY, AT_WARP, AT_BLOCK, DONE };
+// What a thread waits for; ASLEEP, for what only other threads or copies can bring about.
+enum State { READY, AT_WARP, AT_BLOCK, ASLEEP, DONE };
 
 struct Copy {
     void* to;
@@ -80,6 +81,10 @@ struct Fiber {
     u32 n_exchanges;
     Copy copies[512];
     u32 n_copies, group;
+    // What ends a sleep.
+    bool (*is_over)(const void* what, u32 which);
+    const void* what;
+    u32 which;
 };
 
 // What the lanes of a warp show each other; two of them, because a lane may be one call ahead.
@@ -92,6 +97,13 @@ static Board boards[THREADS_MAX / WARP];
 static u8* stacks;
 static void* scheduler;
 static u32 current;
+// Counts blocks, so that what is kept for one is known from what another left.
+static u64 n_blocks_begun;
+// What is under way beside the threads: finishes a part of it, the newest or the oldest; false when
+// there is none. Called only when no thread can go on, which is the latest that hardware may be.
+static bool (*advance)(bool newest);
+// Looks at what a thread leaves behind at its end.
+static void (*check_end)();
 static void (*kernel)(void**);
 static void** arguments;
 static char* message;
@@ -143,6 +155,9 @@ static void wait(State state) {
 
 static void enter() {
     kernel(arguments);
+    if (check_end != nullptr) {
+        check_end();
+    }
     wait(DONE);
     abort();
 }
@@ -164,6 +179,23 @@ static T shown(const u8* slots, u32 lane) {
     T value;
     memcpy(&value, slots + 64 * (lane % WARP), sizeof(T));
     return value;
+}
+
+// Lets the others run until `is_over(what, which)`.
+static void sleep_until(bool (*is_over)(const void*, u32), const void* what, u32 which) {
+    if (!is_over(what, which)) {
+        Fiber& fiber = fibers[current];
+        fiber.is_over = is_over;
+        fiber.what = what;
+        fiber.which = which;
+        wait(ASLEEP);
+    }
+}
+
+// Gives every other warp a turn.
+static void let_others_run() {
+    fibers[current].is_over = [](const void*, u32) { return true; };
+    wait(ASLEEP);
 }
 
 static void start_fiber(u32 i) {
@@ -190,13 +222,18 @@ static void resume(u32 i) {
     emulation_switch(&scheduler, fibers[i].stack_pointer);
 }
 
-// Runs a warp until all of its lanes wait for the block or are done.
+// Runs a warp until all of its lanes wait for the block, for something else, or are done.
 static bool run_warp(u32 warp, u32 schedule) {
+    Fiber* lanes = fibers + warp * WARP;
     bool moved = false;
     for (;;) {
         for (u32 i = 0; i < WARP; i++) {
             const u32 lane = schedule & 2 ? WARP - 1 - i : i;
-            if (fibers[warp * WARP + lane].state == READY) {
+            Fiber& fiber = lanes[lane];
+            if (fiber.state == ASLEEP && fiber.is_over(fiber.what, fiber.which)) {
+                fiber.state = READY;
+            }
+            if (fiber.state == READY) {
                 moved = true;
                 resume(warp * WARP + lane);
                 if (message[0] != 0) {
@@ -204,45 +241,59 @@ static bool run_warp(u32 warp, u32 schedule) {
                 }
             }
         }
-        u32 n_waiting = 0;
+        u32 n_waiting = 0, n_together = 0, n_asleep = 0;
         for (u32 lane = 0; lane < WARP; lane++) {
-            const Fiber& fiber = fibers[warp * WARP + lane];
-            n_waiting += fiber.state == AT_WARP && fiber.place == fibers[warp * WARP].place;
+            n_waiting += lanes[lane].state == AT_WARP;
+            n_together += lanes[lane].state == AT_WARP && lanes[lane].place == lanes[0].place;
+            n_asleep += lanes[lane].state == ASLEEP;
         }
-        if (n_waiting != WARP) {
+        if (n_together == WARP) {
             for (u32 lane = 0; lane < WARP; lane++) {
-                if (fibers[warp * WARP + lane].state == AT_WARP) {
-                    snprintf(message, message_size,
-                             "%u lanes of warp %u of block (%u, %u, %u) call a warp-wide function",
-                             n_waiting, warp, blockIdx.x, blockIdx.y, blockIdx.z);
-                    return false;
-                }
+                lanes[lane].state = READY;
             }
-            return moved;
+            continue;
         }
-        for (u32 lane = 0; lane < WARP; lane++) {
-            fibers[warp * WARP + lane].state = READY;
+        if (n_waiting != 0 && n_asleep == 0) {
+            snprintf(message, message_size,
+                     "%u lanes of warp %u of block (%u, %u, %u) call a warp-wide function",
+                     n_together, warp, blockIdx.x, blockIdx.y, blockIdx.z);
+            return false;
         }
+        return moved;
     }
 }
 
 static void run_block(u32 n_threads, u32 schedule) {
+    n_blocks_begun++;
+    advance = nullptr;
+    check_end = nullptr;
     for (u32 i = 0; i < n_threads; i++) {
         start_fiber(i);
     }
     const u32 n_warps = n_threads / WARP;
     for (;;) {
+        bool moved = false;
         for (u32 i = 0; i < n_warps; i++) {
-            run_warp(schedule & 1 ? n_warps - 1 - i : i, schedule);
+            moved |= run_warp(schedule & 1 ? n_warps - 1 - i : i, schedule);
             if (message[0] != 0) {
                 return;
             }
         }
-        u32 n_done = 0;
+        u32 n_done = 0, n_asleep = 0;
         for (u32 i = 0; i < n_threads; i++) {
             n_done += fibers[i].state == DONE;
+            n_asleep += fibers[i].state == ASLEEP;
         }
         if (n_done == n_threads) {
+            return;
+        }
+        if (n_asleep != 0) {
+            if (moved || (advance != nullptr && advance(schedule & 2))) {
+                continue;
+            }
+            snprintf(message, message_size,
+                     "%u threads of block (%u, %u, %u) wait for what nothing brings about", n_asleep,
+                     blockIdx.x, blockIdx.y, blockIdx.z);
             return;
         }
         if (n_done != 0) {

@@ -1,9 +1,9 @@
-//! Attention, forward and backward.
+//! Attention, forward by each tier and backward.
 
 use half::bf16;
 
 use super::{Case, Check, Effort, check_bf16, check_f32, normal, rounded, wide, wide_f32};
-use crate::attention::cuda::{Documents, Saved};
+use crate::attention::cuda::{Documents, Saved, Tier, hopper};
 use crate::attention::{Heads, cuda, reference};
 use crate::cuda::{Buffer, Device, Error};
 
@@ -24,57 +24,88 @@ pub(super) fn cases(effort: Effort) -> Vec<Case> {
         shapes.push((heads(3, 1, 128), vec![1500], 1.0));
         shapes.push((heads(24, 8, 128), vec![100, 156], 1.0));
     }
-    shapes
-        .into_iter()
-        .map(|(heads, lengths, magnitude)| {
-            let Heads { n_heads, n_kv_heads, head_dim } = heads;
-            let shape = format!("{n_heads}/{n_kv_heads} heads of {head_dim}, {lengths:?}");
-            Case::new("attention", shape, move |device| both(device, heads, &lengths, magnitude))
+    let warp = shapes.iter().cloned().map(|shape| {
+        Case::new("attention", name(&shape), move |device| {
+            Ok([forward(Tier::Warp, device, &shape)?, backward(device, &shape)?].concat())
         })
-        .collect()
+    });
+    // Its tiles are of 128 rows; the last of these goes around its two stages of keys more than once.
+    let more = [
+        (heads(1, 1, 128), vec![128], 1.0),
+        (heads(2, 1, 64), vec![129, 127], 1.0),
+        (heads(1, 1, 64), vec![20, 650], 1.0),
+    ];
+    let warpgroup = shapes.iter().cloned().chain(more).map(|shape| {
+        Case::new("attention_hopper", name(&shape), move |device| {
+            forward(Tier::Warpgroup, device, &shape)
+        })
+        .only(&hopper::SOURCE)
+    });
+    warp.chain(warpgroup).collect()
 }
 
-fn both(
-    device: &dyn Device,
-    heads: Heads,
-    lengths: &[usize],
-    magnitude: f64,
-) -> Result<Vec<Check>, Error> {
+/// Heads, lengths of the documents, and the magnitude of queries, keys and values.
+type Shape = (Heads, Vec<usize>, f64);
+
+fn name((heads, lengths, _): &Shape) -> String {
+    let Heads { n_heads, n_kv_heads, head_dim } = heads;
+    format!("{n_heads}/{n_kv_heads} heads of {head_dim}, {lengths:?}")
+}
+
+fn starts_of(lengths: &[usize]) -> Vec<u32> {
     let mut starts = Vec::new();
     for &length in lengths {
         starts.extend(std::iter::repeat_n(starts.len() as u32, length));
     }
+    starts
+}
+
+fn documents(device: &dyn Device, starts: &[u32]) -> Result<Documents, Error> {
+    let [a, b] = [(); 2].map(|()| Buffer::poisoned(device, starts.len()));
+    Documents::new(device, starts, [&a?, &b?])
+}
+
+fn forward(tier: Tier, device: &dyn Device, shape: &Shape) -> Result<Vec<Check>, Error> {
+    let (heads, ref lengths, magnitude) = *shape;
+    let starts = starts_of(lengths);
     let t = starts.len();
     let qkv = normal("qkv", t * heads.qkv_width(), magnitude);
-    let d_out = normal("d_out", t * heads.q_width(), 1.0);
-    let scratch = [Buffer::poisoned(device, t)?, Buffer::poisoned(device, t)?];
-    let documents = Documents::new(device, &starts, [&scratch[0], &scratch[1]])?;
     let input = Buffer::of(device, &qkv)?;
     let out = Buffer::poisoned(device, t * heads.q_width())?;
     let lse = Buffer::poisoned(device, t * heads.n_heads)?;
-    cuda::forward(device, &input, heads, &documents, &out, &lse)?;
+    let to = Saved { qkv: &input, out: &out, lse: &lse };
+    cuda::forward_by(tier, device, to, heads, &documents(device, &starts)?)?;
+    let qkv = wide(&qkv);
+    let (exact, exact_lse) = reference::forward(&qkv, heads, &starts);
+    let naive = Naive::new(&qkv, heads, &starts).forward();
+    Ok(vec![
+        check_bf16("out", &out.read(device)?, &exact, &naive),
+        check_f32("lse", &lse.read(device)?, &exact_lse, 64.0),
+    ])
+}
 
+/// The backward pass is checked on its own: from the right output, not from a kernel's.
+fn backward(device: &dyn Device, shape: &Shape) -> Result<Vec<Check>, Error> {
+    let (heads, ref lengths, magnitude) = *shape;
+    let starts = starts_of(lengths);
+    let t = starts.len();
+    let qkv = normal("qkv", t * heads.qkv_width(), magnitude);
+    let d_out = normal("d_out", t * heads.q_width(), 1.0);
     let (wide_qkv, wide_d) = (wide(&qkv), wide(&d_out));
     let (exact, exact_lse) = reference::forward(&wide_qkv, heads, &starts);
-    let naive = Naive::new(&wide_qkv, heads, &starts);
-    let mut checks = vec![
-        check_bf16("out", &out.read(device)?, &exact, &naive.forward()),
-        check_f32("lse", &lse.read(device)?, &exact_lse, 64.0),
-    ];
-    // The backward pass is checked on its own: from the right output, not from the kernel's.
     let low = |x: &[f64]| -> Vec<bf16> { x.iter().map(|&x| bf16::from_f64(x)).collect() };
     let exact_low_lse: Vec<f32> = exact_lse.iter().map(|&x| x as f32).collect();
-    let out = Buffer::of(device, &low(&exact))?;
-    let lse = Buffer::of(device, &exact_low_lse)?;
+    let (input, d_out) = (Buffer::of(device, &qkv)?, Buffer::of(device, &d_out)?);
+    let (out, lse) = (Buffer::of(device, &low(&exact))?, Buffer::of(device, &exact_low_lse)?);
     let d_qkv = Buffer::poisoned(device, qkv.len())?;
     let scratch = Buffer::poisoned(device, lse.len())?;
     let saved = Saved { qkv: &input, out: &out, lse: &lse };
-    let d_out = Buffer::of(device, &d_out)?;
+    let documents = documents(device, &starts)?;
     cuda::backward(device, &d_out, saved, heads, &documents, &d_qkv, &scratch)?;
     let exact_d = reference::backward(&wide_d, &wide_qkv, heads, &starts);
+    let naive = Naive::new(&wide_qkv, heads, &starts);
     let naive_d = naive.backward(&wide_d, &rounded(&exact), &wide_f32(&exact_low_lse));
-    checks.push(check_bf16("d_qkv", &d_qkv.read(device)?, &exact_d, &naive_d));
-    Ok(checks)
+    Ok(vec![check_bf16("d_qkv", &d_qkv.read(device)?, &exact_d, &naive_d)])
 }
 
 /// The textbook's evaluation in bf16: what goes into a product is rounded, and so are the results.

@@ -15,6 +15,9 @@ pub(super) fn of(found: &Value) -> String {
         text_of(&found["version"]),
         text_of(&found["build"]),
     );
+    for refusal in found["refusals"].as_array().into_iter().flatten() {
+        line(&mut text, format_args!("{}.\n", text_of(refusal)));
+    }
     for part in ["parity", "small"] {
         parity(&mut text, &found[part]);
     }
@@ -169,6 +172,7 @@ mod tests {
         let found = json!({
             "gpu": "NVIDIA H200", "driver": [13, 0], "nvrtc": [13, 5], "arch": "sm_90a",
             "version": "0.1.0", "build": "release",
+            "refusals": ["`attention_hopper.cu` is not used: `lse` is off"],
             "parity": {"checks": 2, "wrong": 1, "cases": [
                 {"op": "norm", "holds": true, "repeats": true},
                 {"op": "swiglu", "holds": false, "repeats": true},
@@ -186,6 +190,7 @@ mod tests {
         let text = of(&found);
         for expected in [
             "### NVIDIA H200",
+            "`attention_hopper.cu` is not used: `lse` is off.\n",
             "Parity: 2 checks, 1 wrong.",
             "swiglu",
             "| rms_norm | 8x8 | 100 | 3990 GB/s | 95 % |",
