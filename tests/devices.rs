@@ -217,6 +217,45 @@ fn of_two_gpus_the_one_named_is_used() {
     }
 }
 
+/// Kernels for one architecture are tried before they are used: how that went is said, kept, and forgotten
+/// with the file that says so.
+#[test]
+fn kernels_that_fail_their_trial_are_not_used_nor_tried_again() {
+    if fakes().is_none() {
+        return;
+    }
+    let place = Place::new();
+    place.write("p.yaml", &PIPELINE.replace("DEVICE", "cuda:0"));
+    let doctor = || H200.sbp(&place, &["doctor"]).expect(0).stdout;
+    let run = || {
+        let ran = H200.sbp(&place, &["run", "p.yaml"]).expect(1);
+        ran.stdout + &ran.stderr
+    };
+    let check = |said: &str, words: &str| assert!(said.contains(words), "`{words}`: {said}");
+    let untried = "`attention_hopper.cu` was not tried yet";
+    check(&doctor(), untried);
+    let fails = "`attention_hopper.cu` is not used: `attention_hopper.cu` does not compile";
+    check(&run(), fails);
+    check(&doctor(), fails);
+
+    let verdicts: Vec<PathBuf> = std::fs::read_dir(place.path().join("sbp/cubins"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|end| end == "verdict"))
+        .collect();
+    let [verdict] = verdicts.as_slice() else { panic!("{verdicts:?}") };
+    check(&doctor(), &format!("to try it again, delete {}", verdict.display()));
+    let text = std::fs::read_to_string(verdict).unwrap();
+    check(&text, "attention_hopper.cu for sm_90a on Fake 0, driver [13, 0]");
+    std::fs::write(verdict, "begun\n").unwrap();
+    let died = "`attention_hopper.cu` is not used: a process that tried it did not live";
+    check(&run(), died);
+    check(&doctor(), died);
+    std::fs::remove_file(verdict).unwrap();
+    check(&doctor(), untried);
+    check(&run(), fails);
+}
+
 /// The release of NVRTC that a driver can load is found, whatever else is there.
 #[test]
 fn a_driver_of_cuda_12_gets_nvrtc_12() {

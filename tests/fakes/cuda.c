@@ -68,6 +68,7 @@ int cuMemcpyHtoDAsync_v2(unsigned long long a, const void *b, size_t n, void *s)
 int cuStreamCreate(void **stream, unsigned flags) { *stream = (void *)(long)(flags + 1); return OK; }
 int cuStreamSynchronize(void *stream) { return stream == 0; }
 int cuStreamDestroy_v2(void *stream) { return stream == 0; }
+int cuTensorMapEncodeTiled(void *map, int type, unsigned rank, void *address) { return !map + !address + rank - 2; }
 int cuGetErrorName(int error, const char **text) { *text = error == UNAVAILABLE ? "UNAVAILABLE" : "FAKE"; return OK; }
 int cuGetErrorString(int error, const char **text) { *text = error ? "a fake error" : "none"; return OK; }
 #endif
@@ -78,7 +79,7 @@ int nvrtcGetNumSupportedArchs(int *n) { *n = 3; return 0; }
 int nvrtcGetSupportedArchs(int *archs) { archs[0] = 80; archs[1] = 90; archs[2] = 100; return 0; }
 int nvrtcCreateProgram(void **program, const char *text, const char *name, int n, void *a, void *b) {
     *program = (void *)1;
-    return !text + !name + n - 1 + !a + !b;
+    return !text + !name + (n < 1) + !a + !b;
 }
 int nvrtcCompileProgram(void *program, int n, void *options) { return program && n && options ? 6 : 1; }
 int nvrtcGetProgramLogSize(void *program, size_t *size) { *size = 5; return !program; }

@@ -4,7 +4,7 @@
 //! do wrong may be more than wrong numbers: a trap spoils all that the process has on the GPU. So it is
 //! written down that they are being tried before they are, and a process that finds them being tried by
 //! nobody refuses them, too. The verdict is kept beside the machine code and counts for this text, this
-//! compiler, this kind of GPU and this driver.
+//! compiler, this kind of GPU and the CUDA release of this driver.
 
 use std::fmt;
 use std::fs::{File, OpenOptions, TryLockError};

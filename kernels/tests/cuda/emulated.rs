@@ -2,10 +2,12 @@
 
 use std::path::Path;
 
-use kernels::attention::cuda::{Tier, hopper};
+use half::bf16;
+use kernels::attention::cuda::{Documents, Tier, hopper};
+use kernels::attention::{self, Heads};
 use kernels::cuda::emulator::{Mutation, Schedule};
 use kernels::cuda::parity::{self, Case, Effort};
-use kernels::cuda::{Emulator, Error};
+use kernels::cuda::{Buffer, Emulator, Error};
 
 fn emulator(schedule: Schedule) -> Emulator {
     let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("emulator");
@@ -122,6 +124,7 @@ fn mistakes_are_noticed() {
         ),
         hopper("products_wait<0>(sum);\n        release", "release"),
         hopper("products_begin();", ""),
+        hopper("barriers_ready();", ""),
         hopper("descriptor(keys + at, GROUP_BYTES", "descriptor(keys + at, 2 * GROUP_BYTES"),
         hopper("GROUP_BYTES, PANEL_BYTES)", "GROUP_BYTES, GROUP_BYTES)"),
         hopper("step / 4 * PANEL_BYTES", "step / 4 * GROUP_BYTES"),
@@ -175,7 +178,19 @@ fn kernels_of_one_architecture_are_offered_there_and_tried_anywhere() {
     let wrong = mutation("highest[half] * scale + logf", "highest[half] + logf");
     let found = fault(&device("sm_90a").mutated(wrong)).unwrap().unwrap();
     assert!(found.contains("`lse` of attention_hopper, 1/1 heads of 64"), "{found}");
-    let broken = mutation("barrier_wait(&bars.queries, 0);", "barrier_wait(&bars.queries, 1);");
+    let broken = mutation("barriers_ready();", "");
     let found = fault(&device("sm_90a").mutated(broken));
-    assert!(!matches!(found, Ok(None)), "{found:?}");
+    assert!(matches!(found, Err(Error::Emulation { .. })), "{found:?}");
+
+    // What is offered is used.
+    let heads = Heads { n_heads: 1, n_kv_heads: 1, head_dim: 64 };
+    let forward = |device: &Emulator| {
+        let scratch = [(); 2].map(|()| Buffer::poisoned(device, 1).unwrap());
+        let documents = Documents::new(device, &[0], [&scratch[0], &scratch[1]])?;
+        let qkv = Buffer::of(device, &vec![bf16::ONE; heads.qkv_width()])?;
+        let (out, lse) = (Buffer::poisoned(device, 64)?, Buffer::poisoned(device, 1)?);
+        attention::cuda::forward(device, &qkv, heads, &documents, &out, &lse)
+    };
+    assert_eq!(forward(&device("sm_80").mutated(broken)), Ok(()));
+    assert!(matches!(forward(&device("sm_90a").mutated(broken)), Err(Error::Emulation { .. })));
 }

@@ -74,14 +74,15 @@ fn agreement(a: &[f32], b: &[f32]) -> f64 {
 #[test]
 fn losses_and_every_gradient_agree_with_the_cpu() {
     let dir = tempfile::tempdir().unwrap();
-    for tied in [true, false] {
+    // Each tier of attention.
+    for (tied, arch) in [(true, "sm_80"), (false, "sm_80"), (false, "sm_90a")] {
         let config = config(tied);
         let (weights, batch, pool) = (weights(&config), batch(), Pool::new(1));
         let loss = Loss { z_loss: 1e-2, scale: 1.0 / batch.n_targets() as f32 };
         let mut expected = Weights::zeros(&config);
         let mut activations = Activations::new(&config, 48);
         let mut expected_sums = LossSums::default();
-        let emulator = Emulator::new(dir.path(), Schedule::Forward);
+        let emulator = Emulator::new(dir.path(), Schedule::Forward).of_arch(arch);
         let model = DeviceModel::new(Arc::new(emulator), &weights, 48, Purpose::Train).unwrap();
         let mut sums = LossSums::default();
         for micro in batch.micro_batches(20) {
@@ -157,7 +158,8 @@ fn decoding_continues_a_prompt_as_the_whole_would() {
     let dir = tempfile::tempdir().unwrap();
     let config = config(true);
     let weights = weights(&config);
-    let device: Arc<dyn Device> = Arc::new(Emulator::new(dir.path(), Schedule::WarpsBackward));
+    let emulator = Emulator::new(dir.path(), Schedule::WarpsBackward).of_arch("sm_90a");
+    let device: Arc<dyn Device> = Arc::new(emulator);
     let decoder = DeviceDecoder::new(device, &weights, 6, [40, 4]).unwrap();
     let ids: Vec<u32> = (0..21).map(|i| (i * 7 + 3) % 40).collect();
     let (pages, other) = ([4_u32, 1], [0_u32, 2]);
