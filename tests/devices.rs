@@ -200,6 +200,37 @@ fn machines_without_a_usable_gpu_are_told_what_is_missing() {
     check_no_gpu(&held, "is held by another process alone", "wait for it");
 }
 
+/// What runs a model without a pipeline has the same rule.
+#[test]
+fn a_model_folder_runs_on_the_device_that_is_named_or_not_at_all() {
+    if fakes().is_none() {
+        return;
+    }
+    let (place, no_gpu) = (Place::new(), Machine { gpus: "", ..H200 });
+    let pipeline = PIPELINE.replace("DEVICE", "cpu");
+    place.write("p.yaml", &pipeline);
+    place.write("text.txt", "a text of a few words");
+    place.sbp(&["run", "p.yaml"]).expect(0);
+    let trained = place.sbp(&["show", "train", "--json"]).expect(0).json();
+    let outputs = trained["node"]["outputs"].as_array().unwrap();
+    let model = outputs.iter().find(|output| output["port"] == "model").unwrap();
+    let model = model["path"].as_str().unwrap();
+    for command in [&["generate"][..], &["perplexity"]] {
+        let file = if command == ["generate"] { "a text" } else { "text.txt" };
+        let run = |device: &str| {
+            let args = ["lm", command[0], model, file, "--device", device, "--json"];
+            no_gpu.sbp(&place, &args)
+        };
+        let ran = run("auto").expect(0);
+        assert!(ran.stdout.contains("\"device\":\"cpu\""), "{}", ran.stdout);
+        assert!(ran.stderr.contains("`device: auto` takes the CPU"), "{}", ran.stderr);
+        let ran = run("cuda:0").expect(2);
+        assert!(ran.stdout.contains("`device: cuda:0`: the driver shows no GPU"), "{}", ran.stdout);
+        let ran = run("gpu").expect(2);
+        assert!(ran.stdout.contains("`gpu` is no device"), "{}", ran.stdout);
+    }
+}
+
 /// A GPU of which the stand-in NVRTC says that it can be used: the kernels then do not compile, which
 /// is an error of the node that asked, and never another device in silence.
 #[test]

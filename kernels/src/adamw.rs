@@ -48,7 +48,6 @@ pub fn step(
 ) {
     let len = params.len();
     assert!(grads.len() == len && m.len() == len && v.len() == len, "buffers have equal lengths");
-    assert!(step >= 1, "steps count from 1");
     let factors = Factors::of(settings, step, grad_scale);
     let (params, m, v) = (Disjoint::new(params), Disjoint::new(m), Disjoint::new(v));
     pool.for_each(len.div_ceil(TILE), |tile| {
@@ -62,9 +61,9 @@ pub fn step(
 }
 
 /// What a step multiplies by; as in `adamw.cu`.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 #[repr(C)]
-pub(crate) struct Factors {
+pub struct Factors {
     grad_scale: f32,
     keep: f32,
     beta1: f32,
@@ -77,7 +76,12 @@ pub(crate) struct Factors {
 }
 
 impl Factors {
-    fn of(settings: AdamW, step: u64, grad_scale: f32) -> Self {
+    /// Those of a step, as of [`step`].
+    ///
+    /// # Panics
+    /// When `step` is 0.
+    pub fn of(settings: AdamW, step: u64, grad_scale: f32) -> Self {
+        assert!(step >= 1, "steps count from 1");
         let AdamW { lr, beta1, beta2, eps, weight_decay } = settings;
         Self {
             grad_scale,

@@ -9,6 +9,7 @@ pub mod choice;
 pub mod compile;
 pub mod emulator;
 pub mod gpu;
+pub mod graph;
 pub mod launch;
 pub mod libraries;
 pub mod memory;

@@ -67,6 +67,9 @@ pub(crate) struct GenerateArgs {
     /// Threads; every one that the machine has when not given
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) threads: Option<u32>,
+    /// What computes: `cpu`, `cuda:N`, or `auto` for a GPU where one can be used
+    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    pub(crate) device: String,
 }
 
 /// `sbp lm perplexity`.
@@ -80,6 +83,9 @@ pub(crate) struct PerplexityArgs {
     /// Threads; every one that the machine has when not given
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) threads: Option<u32>,
+    /// What computes: `cpu`, `cuda:N`, or `auto` for a GPU where one can be used
+    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    pub(crate) device: String,
 }
 
 /// `sbp lm convert`.

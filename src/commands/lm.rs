@@ -3,8 +3,12 @@
 use std::fs;
 use std::io::Read as _;
 use std::path::Path;
+use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
+use tasks::cuda::Device;
+use tasks::cuda::choice::Request;
+use tasks::device::{self, Opened, Work};
 use tasks::lm::Config;
 use tasks::lm::folder::{Folder, FolderTokenizer, Writing, check_vocabulary};
 use tasks::lm::generate::Decoder;
@@ -36,6 +40,21 @@ fn model_error(error: hf::Error) -> Error {
 
 fn open(model: &Path, threads: Option<u32>) -> Result<Folder> {
     Ok(Folder::open(model, settings::n_threads(threads) as usize)?)
+}
+
+/// The device that `name` means, when that is not the CPU; what was chosen and why is told.
+fn open_device(name: &str, work: &Work, printer: Printer) -> Result<Option<Arc<dyn Device>>> {
+    let _: Request = name.parse().map_err(Error::usage)?;
+    let Opened { device, chosen, warnings } = device::open_named(name, work)?;
+    for line in chosen.into_iter().chain(warnings) {
+        printer.talk(line);
+    }
+    Ok(device)
+}
+
+/// What computes, for those who compare figures.
+fn device_name(device: Option<&dyn Device>) -> String {
+    device.map_or_else(|| "cpu".to_owned(), Device::name)
 }
 
 /// Says what is there even where the model could not be loaded; then the status tells.
@@ -153,9 +172,11 @@ fn generate(args: GenerateArgs, printer: Printer) -> Result<ExitStatus> {
         repetition_penalty: args.repetition_penalty,
         seed: args.seed,
     };
-    let written = folder.write(&prompt, &writing)?;
+    let device = open_device(&args.device, &folder.writing_work(writing.n_texts), printer)?;
+    let computed_on = device_name(device.as_deref());
+    let written = folder.write(device, &prompt, &writing)?;
     if printer.is_json() {
-        printer.json(&json!({ "prompt": prompt, "texts": written }))?;
+        printer.json(&json!({ "device": computed_on, "prompt": prompt, "texts": written }))?;
         return Ok(ExitStatus::Done);
     }
     for (i, text) in written.iter().enumerate() {
@@ -175,11 +196,14 @@ fn generate(args: GenerateArgs, printer: Printer) -> Result<ExitStatus> {
 
 fn perplexity(args: &PerplexityArgs, printer: Printer) -> Result<ExitStatus> {
     let folder = open(&args.model, args.threads)?;
+    let device = open_device(&args.device, &folder.reading_work(), printer)?;
+    let computed_on = device_name(device.as_deref());
+    let mut reader = folder.reader(device)?;
     let mut rows = Vec::new();
     let (mut nll, mut n_tokens, mut n_bytes) = (0.0, 0, 0);
     for file in &args.files {
         let text = read_text(file)?;
-        let scored = folder.score(&text).map_err(|failure| {
+        let scored = folder.score(&mut reader, &text).map_err(|failure| {
             Error::from(engine::task::Failure {
                 message: format!("`{}`: {}", file.display(), failure.message),
                 ..failure
@@ -196,7 +220,7 @@ fn perplexity(args: &PerplexityArgs, printer: Printer) -> Result<ExitStatus> {
         let files: Vec<Value> =
             rows.iter().map(|(file, scored)| json!({ "file": file, "score": scored })).collect();
         printer.json(&json!({
-            "n_tokens": n_tokens, "n_bytes": n_bytes, "mean_nll": mean,
+            "device": computed_on, "n_tokens": n_tokens, "n_bytes": n_bytes, "mean_nll": mean,
             "token_perplexity": mean.exp(), "bits_per_byte": bits_per_byte, "files": files,
         }))?;
         return Ok(ExitStatus::Done);

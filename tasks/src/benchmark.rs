@@ -16,19 +16,22 @@ mod score;
 mod tests;
 
 use std::path::Path;
+use std::sync::Arc;
 
 use engine::task::{
     self, Context, Determinism, Estimate, Failure, Inputs, ItemContext, ItemResult, Outputs,
     ParamError, Port, Predicted, Task,
 };
 use kernels::Pool;
+use kernels::cuda::Device;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::corpus::{read_json, write_json};
 use crate::cost::{fact, figure};
-use crate::lm::{Weights, hf};
+use crate::device;
+use crate::lm::{Config, Weights, hf};
 use crate::read_items;
 use crate::tokenizer::Tokenizer;
 use crate::{rows, stats};
@@ -105,6 +108,7 @@ impl Task for Benchmark {
     const ITEM_STAGES: u32 = 1;
     const SUMMARY: &'static str = "scores a model on a benchmark as lm-evaluation-harness does";
     const DETERMINISM: Determinism = Determinism::BitwisePerDevice;
+    const USES_DEVICE: bool = true;
     const INPUTS: &'static [Port] = &[
         Port::one("model", "model", "the model, with its tokenizer"),
         Port::one("items", "items", "the benchmark's items"),
@@ -156,13 +160,18 @@ impl Task for Benchmark {
         let examples = inputs.optional("examples").map(read_items::open).transpose()?;
         let forms = forms(params, &items, examples.as_deref())?;
 
-        let desk = Desk { params, tokenizer: &tokenizer, weights: &weights, forms: &forms };
+        let asks = Asks::of(&forms);
+        let device = device::open(ctx, &asks.work(weights.config()))?;
+        let is_on_gpu = device.is_some();
+        let desk =
+            Desk { params, tokenizer: &tokenizer, weights: &weights, forms: &forms, asks, device };
         let rows = desk.ask_all(ctx, inputs)?;
         let scores = score::summarize(params, &rows);
         let dir = ctx.out("benchmark")?;
         rows::write(&dir.join(ROWS_FILE), &rows)?;
         write_json(&dir.join(SCORES_FILE), &scores)?;
-        let mut outputs = Outputs::default().metric("n_items", rows.len() as f64);
+        let outputs = device::note(Outputs::default(), is_on_gpu);
+        let mut outputs = outputs.metric("n_items", rows.len() as f64);
         for (name, metric) in &scores.metrics {
             outputs = outputs.metric(name.clone(), metric.value);
         }
@@ -225,10 +234,34 @@ fn forms(
     Ok(forms)
 }
 
+/// What items ask of a model: to score texts, to write answers, or both.
+#[derive(Clone, Copy)]
+struct Asks {
+    scores: bool,
+    answers: bool,
+}
+
+impl Asks {
+    fn of(forms: &[Form]) -> Self {
+        let is_open = |form: &Form| matches!(form, Form::Open { .. });
+        Self { scores: !forms.iter().all(is_open), answers: forms.iter().any(is_open) }
+    }
+
+    /// What all of it is to ask of a device.
+    fn work(self, config: &Config) -> device::Work {
+        match (self.scores, self.answers) {
+            (true, true) => Scorer::work(config).and(Writer::work(config)),
+            (false, true) => Writer::work(config),
+            (_, false) => Scorer::work(config),
+        }
+    }
+}
+
 /// Asks a model.
 struct Asker<'a> {
     cutter: Cutter<'a>,
-    scorer: Scorer<'a>,
+    /// Where texts are scored.
+    scorer: Option<Scorer<'a>>,
     /// Only for open questions.
     writer: Option<Writer<'a>>,
 }
@@ -264,7 +297,10 @@ impl Asker<'_> {
             }
             counts.push(spans.len() - before);
         }
-        let scored = self.scorer.score(&spans);
+        let scored = match &mut self.scorer {
+            Some(scorer) => scorer.score(&spans)?,
+            None => Vec::new(),
+        };
         let texts = match &mut self.writer {
             Some(writer) => writer.write(ctx, prompts)?,
             None => Vec::new(),
@@ -291,17 +327,23 @@ struct Desk<'a> {
     tokenizer: &'a Tokenizer,
     weights: &'a Weights,
     forms: &'a [Form],
+    asks: Asks,
+    /// The GPU that computes; the CPU where there is none.
+    device: Option<Arc<dyn Device>>,
 }
 
 impl<'a> Desk<'a> {
     fn asker(&self, pool: &'a Pool) -> Result<Asker<'a>, Failure> {
-        let Self { params, tokenizer, weights, forms } = *self;
+        let Self { params, tokenizer, weights, asks, .. } = *self;
         let cutter = Cutter { tokenizer, context: weights.config().context, bos: params.bos };
-        let mut asker = Asker { cutter, scorer: Scorer::new(pool, weights), writer: None };
-        if forms.iter().any(|form| matches!(form, Form::Open { .. })) {
-            asker.writer = Some(Writer::new(pool, weights, tokenizer, params.max_new_tokens)?);
-        }
-        Ok(asker)
+        let scorer = || Scorer::new(self.device.clone(), pool, weights);
+        let n_tokens_max = params.max_new_tokens;
+        let writer = || Writer::new(self.device.clone(), pool, weights, tokenizer, n_tokens_max);
+        Ok(Asker {
+            cutter,
+            scorer: asks.scores.then(scorer).transpose()?,
+            writer: asks.answers.then(writer).transpose()?,
+        })
     }
 
     /// The rows of all items.
@@ -318,7 +360,8 @@ impl<'a> Desk<'a> {
         });
         let pool = Pool::new(ctx.n_threads());
         let begin = |_| self.asker(&pool);
-        let results = ctx.stage("ask", "items").alone().each_with(
+        let stage = device::stage("ask", self.device.as_deref());
+        let results = ctx.stage(&stage, "items").alone().each_with(
             items.collect(),
             begin,
             |asker, range, item| {

@@ -26,11 +26,39 @@ pub struct Work {
     pub remedy: &'static str,
 }
 
+impl Work {
+    /// This work and `other` at the same time.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            supported: self.supported.and(other.supported),
+            planned_bytes: self.planned_bytes + other.planned_bytes,
+            remedy: self.remedy,
+        }
+    }
+}
+
 /// What is decided: the CPU, with what is to be told, or a GPU.
 #[derive(Debug, PartialEq, Eq)]
 enum Decision {
     Cpu { told: Option<String> },
     Gpu { index: u32, arch: String, notes: Vec<String> },
+}
+
+/// A device that was opened, and what a person is told of the choice.
+pub struct Opened {
+    /// The GPU; nothing for the CPU.
+    pub device: Option<Arc<dyn Device>>,
+    /// What was chosen, where a GPU was.
+    pub chosen: Option<String>,
+    /// What stands in the way of a better choice.
+    pub warnings: Vec<String>,
+}
+
+impl Opened {
+    fn cpu(warning: Option<String>) -> Self {
+        Self { device: None, chosen: None, warnings: warning.into_iter().collect() }
+    }
 }
 
 /// Opens the GPU that the node's `device` resource means; nothing for the CPU. What `auto` chooses,
@@ -39,37 +67,43 @@ enum Decision {
 /// # Errors
 /// When the node names a GPU that cannot be used.
 pub fn open(ctx: &Context, work: &Work) -> Result<Option<Arc<dyn Device>>, Failure> {
-    #[cfg(test)]
-    if let Some(dir) = ctx.device().strip_prefix(tests::EMULATOR) {
-        return Ok(Some(tests::emulator(dir)));
+    let Opened { device, chosen, warnings } = open_named(ctx.device(), work)?;
+    if let Some(chosen) = chosen {
+        ctx.info(chosen);
     }
-    let request: Request = ctx.device().parse().map_err(Failure::permanent)?;
+    for warning in warnings {
+        ctx.warn(warning);
+    }
+    Ok(device)
+}
+
+/// Opens the GPU that `name` means, as of a node's `device`; nothing for the CPU.
+///
+/// # Errors
+/// When it names a GPU that cannot be used, or is no device.
+pub fn open_named(name: &str, work: &Work) -> Result<Opened, Failure> {
+    #[cfg(test)]
+    if let Some(dir) = name.strip_prefix(tests::EMULATOR) {
+        return Ok(Opened { device: Some(tests::emulator(dir)), ..Opened::cpu(None) });
+    }
+    let request: Request = name.parse().map_err(Failure::permanent)?;
     if request == Request::Cpu {
-        return Ok(None);
+        return Ok(Opened::cpu(None));
     }
     match decide(request, &gpu::probe(), work)? {
-        Decision::Cpu { told } => {
-            if let Some(told) = told {
-                ctx.warn(told);
-            }
-            Ok(None)
-        }
+        Decision::Cpu { told } => Ok(Opened::cpu(told)),
         Decision::Gpu { index, arch, notes } => {
             match Gpu::open(index, arch, &compile::cache_dir()) {
                 Ok(gpu) => {
-                    ctx.info(format!("`device: {request}` is cuda:{index}, {}", gpu.name()));
+                    let chosen = format!("`device: {request}` is cuda:{index}, {}", gpu.name());
                     let refusals = gpu.refusals().iter().map(ToString::to_string);
-                    for note in notes.into_iter().chain(refusals) {
-                        ctx.warn(note);
-                    }
-                    Ok(Some(Arc::new(gpu)))
+                    let warnings = notes.into_iter().chain(refusals).collect();
+                    let device: Arc<dyn Device> = Arc::new(gpu);
+                    Ok(Opened { device: Some(device), chosen: Some(chosen), warnings })
                 }
-                Err(error) if request == Request::Auto => {
-                    ctx.warn(format!(
-                        "`device: auto` takes the CPU: cuda:{index} does not open: {error}"
-                    ));
-                    Ok(None)
-                }
+                Err(error) if request == Request::Auto => Ok(Opened::cpu(Some(format!(
+                    "`device: auto` takes the CPU: cuda:{index} does not open: {error}"
+                )))),
                 Err(error) => Err(failure(error)),
             }
         }

@@ -4,7 +4,7 @@
 //   rounded  out     bf16 [len]  params rounded to nearest even, 8-byte aligned
 //   grads    in      f32  [len]  16-byte aligned
 //   m, v     in/out  f32  [len]  moments, 16-byte aligned
-//   the rest by value: the factors of kernels::adamw::Factors
+//   factors  in      [1]         what the step multiplies by: kernels::adamw::Factors
 //
 // Needs      len % 4 == 0. Checked in adamw/cuda.rs, not here.
 // Launch     grid = (any), block = (256), no shared memory. sm_80 or newer.
@@ -32,7 +32,8 @@ __device__ __forceinline__ void update(float& p, float g, float& m, float& v, co
 
 extern "C" __global__ void __launch_bounds__(256)
 adamw_f32(float* params, bf16* rounded, const float* grads, float* m, float* v, u64 len,
-          Factors by) {
+          const Factors* factors) {
+    const Factors by = *factors;
     const u64 stride = u64(gridDim.x) * 256;
     for (u64 i = u64(blockIdx.x) * 256 + threadIdx.x; i < len / 4; i += stride) {
         float4 p = reinterpret_cast<float4*>(params)[i];

@@ -1,9 +1,10 @@
 //! Launches of `adamw.cu`.
 
+use bytemuck::{Pod, Zeroable};
 use half::bf16;
 
-use super::{AdamW, Factors};
-use crate::cuda::launch::{Argument, Grid, In, Out, kernel};
+use super::Factors;
+use crate::cuda::launch::{Element, Grid, In, Out, kernel};
 use crate::cuda::{Buffer, Device, Error, Source};
 
 /// Most blocks; the elements go round them.
@@ -13,14 +14,17 @@ kernel! {
     Step = "adamw_f32" in "adamw.cu", threads 256, shared 0,
     {
         params: Out<f32>, rounded: Out<bf16>, grads: In<f32>, m: Out<f32>, v: Out<f32>, len: u64,
-        by: Factors,
+        factors: In<Factors>,
     }
 }
 
-impl Argument for Factors {
-    fn c_type() -> String {
-        "Factors".to_owned()
-    }
+// SAFETY: Nine floats, any bits of which are numbers.
+unsafe impl Zeroable for Factors {}
+// SAFETY: As above, without bytes between them.
+unsafe impl Pod for Factors {}
+
+impl Element for Factors {
+    const C_NAME: &'static str = "Factors";
 }
 
 /// The kernel.
@@ -39,20 +43,19 @@ pub struct State<'a> {
     pub v: &'a Buffer<f32>,
 }
 
-/// [`super::step`] on a device, which also writes the rounded weights.
+/// [`super::step`] on a device, which also writes the rounded weights. The factors are in device
+/// memory, because they change with each step and its launches do not.
 ///
 /// # Errors
 /// When the device fails.
 ///
 /// # Panics
-/// When the lengths differ or are not a multiple of 4, or `step` is 0.
+/// When the lengths differ or are not a multiple of 4, or there is not one element of factors.
 pub fn step(
     device: &dyn Device,
     state: State<'_>,
     grads: &Buffer<f32>,
-    settings: AdamW,
-    step: u64,
-    grad_scale: f32,
+    factors: &Buffer<Factors>,
 ) -> Result<(), Error> {
     let State { params, rounded, m, v } = state;
     let len = params.len();
@@ -61,7 +64,7 @@ pub fn step(
         "buffers have equal lengths"
     );
     assert!(len > 0 && len.is_multiple_of(4), "{len} weights are not a multiple of 4");
-    assert!(step >= 1, "steps count from 1");
+    assert_eq!(factors.len(), 1, "a step has its factors");
     let kernel = Step {
         params: params.output(),
         rounded: rounded.output(),
@@ -69,7 +72,7 @@ pub fn step(
         m: m.output(),
         v: v.output(),
         len: len as u64,
-        by: Factors::of(settings, step, grad_scale),
+        factors: factors.input(),
     };
     let n_blocks = (len / 4).div_ceil(256).min(BLOCKS_MAX);
     // SAFETY: Elements below `len` of each buffer; parts of an arena are multiples of 16 bytes.

@@ -6,6 +6,7 @@
 //   lse       out  f32  [rows]          logarithm of the sum of e^logits; 0 without a target
 //   d_logits  out  bf16 [rows, stride]  scale * d(nll + z_loss * lse^2); zeros without a target and beyond
 //                                       vocab; not written when null
+//   loss      in   f32  [2]             scale, z_loss; not read when d_logits is null
 //   sums      out  f64  [2]             cross_entropy_sums: of nll, of lse^2
 //
 // Needs      stride % 8 == 0; vocab <= stride; targets below vocab. Checked in cross_entropy/cuda.rs,
@@ -74,7 +75,7 @@ __device__ __forceinline__ float log_sum_exp(const float* row, u32 vocab, u32 n_
 
 extern "C" __global__ void __launch_bounds__(512)
 cross_entropy_rows(const float* logits, const u32* targets, float* nll, float* lse, bf16* d_logits,
-                   int vocab, int stride, float scale, float z_loss) {
+                   int vocab, int stride, const float* loss) {
     const float* row = logits + size_t(blockIdx.x) * u32(stride);
     const u32 target = targets[blockIdx.x], n_fours = u32(stride) / 4;
     float row_lse = 0.0f;
@@ -89,6 +90,7 @@ cross_entropy_rows(const float* logits, const u32* targets, float* nll, float* l
         return;
     }
     uint2* d_row = reinterpret_cast<uint2*>(d_logits + size_t(blockIdx.x) * u32(stride));
+    const float scale = loss[0], z_loss = loss[1];
     const float by = scale * fmaf(2.0f * z_loss, row_lse, 1.0f);
     for (u32 i = threadIdx.x; i < n_fours; i += blockDim.x) {
         float d[4] = {0.0f, 0.0f, 0.0f, 0.0f};

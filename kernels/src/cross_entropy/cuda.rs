@@ -7,6 +7,7 @@ use crate::cuda::launch::{Grid, In, Out, kernel};
 use crate::cuda::product::{Layout, Product, Target};
 use crate::cuda::{Buffer, Device, Error, Source, blocks, int, warp_scratch};
 use crate::matmul::Accumulate;
+use crate::sampling;
 
 /// Bytes of logits of a chunk, about: rows enough to fill a GPU, few enough for the memory.
 const CHUNK_BYTES: usize = 256 << 20;
@@ -15,7 +16,7 @@ kernel! {
     RowsOf = "cross_entropy_rows" in "cross_entropy.cu", threads 512, shared 128,
     {
         logits: In<f32>, targets: In<u32>, nll: Out<f32>, lse: Out<f32>, d_logits: Out<bf16>,
-        vocab: i32, stride: i32, scale: f32, z_loss: f32,
+        vocab: i32, stride: i32, loss: In<f32>,
     }
 }
 
@@ -65,6 +66,25 @@ impl Targets {
     }
 }
 
+/// A loss on a device: its scale changes with each step, and the launches do not.
+pub struct DeviceLoss {
+    scale_and_z: Buffer<f32>,
+}
+
+impl DeviceLoss {
+    /// Copies a loss to `scratch`, which has two elements.
+    ///
+    /// # Errors
+    /// When the device fails.
+    ///
+    /// # Panics
+    /// When the scratch has another length.
+    pub fn new(device: &dyn Device, loss: Loss, scratch: &Buffer<f32>) -> Result<Self, Error> {
+        scratch.write(device, &[loss.scale, loss.z_loss])?;
+        Ok(Self { scale_and_z: scratch.clone() })
+    }
+}
+
 /// Buffers of a chunk; see [`Scratch::logits_len`].
 #[derive(Clone)]
 pub struct Scratch {
@@ -97,7 +117,7 @@ pub struct Gradients<'a> {
     pub d_w: &'a Buffer<f32>,
 }
 
-/// [`super::linear`] on a device; waits for it.
+/// [`super::linear`] on a device, whose sums [`sums`] gives.
 ///
 /// # Errors
 /// When the device fails.
@@ -108,10 +128,10 @@ pub fn linear(
     device: &dyn Device,
     [x, w]: [&Buffer<bf16>; 2],
     targets: &Targets,
-    loss: Loss,
+    loss: &DeviceLoss,
     gradients: Gradients<'_>,
     scratch: &Scratch,
-) -> Result<LossSums, Error> {
+) -> Result<(), Error> {
     let d = width([x, w], targets);
     assert_eq!(gradients.d_x.len(), x.len(), "`d_x` has the shape of `x`");
     assert_eq!(gradients.d_w.len(), w.len(), "`d_w` has the shape of `w`");
@@ -138,7 +158,14 @@ pub fn linear(
     };
     let grid = Grid::row(1, 1024).shared(warp_scratch::<f64>(1024));
     // SAFETY: `n` elements of each, and two sums.
-    unsafe { kernel.launch(device, grid) }?;
+    unsafe { kernel.launch(device, grid) }
+}
+
+/// The sums of the last [`linear`]; waits for it.
+///
+/// # Errors
+/// When the device fails.
+pub fn sums(device: &dyn Device, targets: &Targets, scratch: &Scratch) -> Result<LossSums, Error> {
     let sums = scratch.sums.front(2).read(device)?;
     Ok(LossSums { nll: sums[0], z: sums[1], n_tokens: targets.n_real })
 }
@@ -163,6 +190,32 @@ pub fn linear_forward(
     scratch.nll.front(targets.ids.len()).read(device)
 }
 
+/// As [`linear_forward`], with the likeliest token of each row, which goes through `likeliest`:
+/// [`sampling::cuda::NO_TOKEN`] where the logits give no distribution.
+///
+/// # Errors
+/// When the device fails.
+///
+/// # Panics
+/// As of [`linear`], and when `likeliest` has not one element a row.
+pub fn linear_likeliest(
+    device: &dyn Device,
+    [x, w]: [&Buffer<bf16>; 2],
+    targets: &Targets,
+    likeliest: &Buffer<u32>,
+    scratch: &Scratch,
+) -> Result<(Vec<f32>, Vec<u32>), Error> {
+    let (d, v) = (width([x, w], targets), targets.n_vocab);
+    assert_eq!(likeliest.len(), targets.ids.len(), "a token a row");
+    for (rows, chunk) in chunks(targets, d, scratch) {
+        logits(device, [&x.slice(chunk), w], targets, rows.clone(), scratch, None)?;
+        let row_logits = scratch.logits.front(rows.len() * v);
+        sampling::cuda::greedy(device, &row_logits, v, &likeliest.slice(rows))?;
+    }
+    let nll = scratch.nll.front(targets.ids.len()).read(device)?;
+    Ok((nll, likeliest.read(device)?))
+}
+
 /// Ranges of rows, and of the elements of `x` in them.
 fn chunks(
     targets: &Targets,
@@ -185,14 +238,13 @@ fn logits(
     targets: &Targets,
     rows: std::ops::Range<usize>,
     scratch: &Scratch,
-    loss: Option<Loss>,
+    loss: Option<&DeviceLoss>,
 ) -> Result<(), Error> {
     let (m, v) = (rows.len(), targets.n_vocab);
     let c = Target::F32(&scratch.logits);
     let sizes = [m, v, x.len() / m];
     Product { layout: Layout::Nt, sizes, a: x, b: w, c, accumulate: Accumulate::Overwrite }
         .run(device)?;
-    let Loss { z_loss, scale } = loss.unwrap_or(Loss { z_loss: 0.0, scale: 0.0 });
     let kernel = RowsOf {
         logits: scratch.logits.input(),
         targets: targets.ids.slice(rows.clone()).input(),
@@ -201,8 +253,7 @@ fn logits(
         d_logits: loss.map_or(Out::new(0), |_| scratch.d_logits.output()),
         vocab: int(v),
         stride: int(v),
-        scale,
-        z_loss,
+        loss: loss.map_or(In::new(0), |loss| loss.scale_and_z.input()),
     };
     let grid = Grid::row(blocks(m), 512).shared(2 * warp_scratch::<f32>(512));
     // SAFETY: Block `r` touches row `r < m` of each; targets are below `v`.

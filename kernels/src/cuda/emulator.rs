@@ -6,6 +6,8 @@
 //! what `CXX` names) and is for tests: a kernel that passes has right indices and barriers, whatever the
 //! machine; it says nothing of speed.
 
+mod record;
+
 use std::collections::BTreeMap;
 use std::ffi::c_void;
 use std::fmt::Write as _;
@@ -17,12 +19,14 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use half::bf16;
 use libloading::Library;
 
+use super::graph::Graph;
 use super::launch::{Device, Launch, Source};
 use super::memory::Allocation;
 use super::product::{Layout, Product, Target};
 use super::tensor_map::{Matrix, PANEL, TensorMap};
 use super::{DEVICE_HEADER, Error, sources};
 use crate::matmul::Accumulate;
+use record::{Record, Step};
 
 const EMULATION_HEADER: &str = include_str!("emulator/emulation.h");
 const EMULATION_HOPPER_HEADER: &str = include_str!("emulator/emulation_hopper.h");
@@ -73,6 +77,9 @@ pub struct Emulator {
     libraries: Mutex<BTreeMap<&'static str, Library>>,
     memory: Mutex<Vec<Weak<Memory>>>,
     n_bytes_read: AtomicU64,
+    /// What is noted while it records.
+    recording: Mutex<Option<Vec<Step>>>,
+    n_replays: AtomicU64,
 }
 
 type Run = unsafe extern "C" fn(
@@ -97,12 +104,38 @@ impl Emulator {
             libraries: Mutex::default(),
             memory: Mutex::default(),
             n_bytes_read: AtomicU64::new(0),
+            recording: Mutex::default(),
+            n_replays: AtomicU64::new(0),
         }
     }
 
     /// Bytes that were copied from it so far.
     pub fn n_bytes_read(&self) -> u64 {
         self.n_bytes_read.load(Ordering::Relaxed)
+    }
+
+    /// Graphs that were replayed so far.
+    pub fn n_replays(&self) -> u64 {
+        self.n_replays.load(Ordering::Relaxed)
+    }
+
+    /// Notes a step where it records; gives whether it does.
+    fn notes(&self, step: impl FnOnce() -> Step) -> bool {
+        let mut recording = lock(&self.recording);
+        let steps = recording.as_mut();
+        steps.map(|steps| steps.push(step())).is_some()
+    }
+
+    /// Panics while it records.
+    fn assert_live(&self, what: &str) {
+        assert!(lock(&self.recording).is_none(), "{what} cannot be recorded");
+    }
+
+    /// Memory that is in use.
+    fn memory(&self) -> Vec<Arc<Memory>> {
+        let mut memory = lock(&self.memory);
+        memory.retain(|memory| memory.strong_count() > 0);
+        memory.iter().filter_map(Weak::upgrade).collect()
     }
 
     /// An emulator of changed kernels.
@@ -190,9 +223,7 @@ impl Emulator {
     }
 
     fn check_guards(&self, kernel: &str) -> Result<(), Error> {
-        let mut memory = lock(&self.memory);
-        memory.retain(|memory| memory.strong_count() > 0);
-        for memory in memory.iter().filter_map(Weak::upgrade) {
+        for memory in self.memory() {
             if let Some(at) = memory.damage() {
                 let size = memory.size_bytes;
                 let message = format!("it writes byte {at} of an allocation of {size}");
@@ -298,13 +329,12 @@ impl Device for Emulator {
     }
 
     fn free_bytes(&self) -> Result<u64, Error> {
-        let mut memory = lock(&self.memory);
-        memory.retain(|memory| memory.strong_count() > 0);
-        let taken = memory.iter().filter_map(Weak::upgrade).map(|memory| memory.size_bytes as u64);
+        let taken = self.memory().into_iter().map(|memory| memory.size_bytes as u64);
         Ok(self.memory_bytes - taken.sum::<u64>())
     }
 
     fn allocate(&self, size_bytes: usize) -> Result<Arc<dyn Allocation>, Error> {
+        self.assert_live("taking memory");
         let (needed_bytes, free_bytes) = (size_bytes as u64, self.free_bytes()?);
         if needed_bytes > free_bytes {
             return Err(Error::OutOfMemory { needed_bytes, free_bytes });
@@ -315,6 +345,7 @@ impl Device for Emulator {
     }
 
     unsafe fn write(&self, address: u64, bytes: &[u8]) -> Result<(), Error> {
+        self.assert_live("a copy to the device");
         // SAFETY: The range belongs to an allocation, by the caller's word.
         unsafe {
             std::ptr::copy_nonoverlapping(bytes.as_ptr(), address as *mut u8, bytes.len());
@@ -323,6 +354,7 @@ impl Device for Emulator {
     }
 
     unsafe fn read(&self, address: u64, bytes: &mut [u8]) -> Result<(), Error> {
+        self.assert_live("a copy from the device");
         self.n_bytes_read.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         // SAFETY: As of `write`.
         unsafe {
@@ -332,12 +364,18 @@ impl Device for Emulator {
     }
 
     unsafe fn fill(&self, address: u64, value: u8, size_bytes: usize) -> Result<(), Error> {
+        if self.notes(|| Step::Fill { address, value, size_bytes }) {
+            return Ok(());
+        }
         // SAFETY: As of `write`.
         unsafe { std::ptr::write_bytes(address as *mut u8, value, size_bytes) };
         Ok(())
     }
 
     unsafe fn copy(&self, from: u64, to: u64, size_bytes: usize) -> Result<(), Error> {
+        if self.notes(|| Step::Copy { from, to, size_bytes }) {
+            return Ok(());
+        }
         // SAFETY: As of `write`; the ranges do not overlap, by the caller's word.
         unsafe { std::ptr::copy_nonoverlapping(from as *const u8, to as *mut u8, size_bytes) };
         Ok(())
@@ -366,6 +404,10 @@ impl Device for Emulator {
 
     unsafe fn launch(&self, launch: &Launch<'_>) -> Result<(), Error> {
         launch.check();
+        // SAFETY: The arguments have the kernel's types, by the caller's word.
+        if self.notes(|| unsafe { Step::launch(launch) }) {
+            return Ok(());
+        }
         let kernel = launch.kernel;
         let source = sources()
             .into_iter()
@@ -410,6 +452,9 @@ impl Device for Emulator {
 
     fn multiply(&self, product: &Product<'_>) -> Result<(), Error> {
         product.check();
+        if self.notes(|| Step::multiply(product)) {
+            return Ok(());
+        }
         let [m, n, k] = product.sizes;
         let wide = |x: Vec<bf16>| -> Vec<f32> { x.into_iter().map(bf16::to_f32).collect() };
         let (a, b) = (wide(product.a.read(self)?), wide(product.b.read(self)?));
@@ -445,7 +490,25 @@ impl Device for Emulator {
     }
 
     fn synchronize(&self) -> Result<(), Error> {
+        self.assert_live("waiting");
         Ok(())
+    }
+
+    fn begin_recording(&self) -> Result<(), Error> {
+        self.assert_live("recording");
+        *lock(&self.recording) = Some(Vec::new());
+        Ok(())
+    }
+
+    fn end_recording(&self) -> Result<Graph, Error> {
+        let steps = lock(&self.recording).take().expect("it records");
+        Ok(Graph::new(Record { steps, _memory: self.memory() }))
+    }
+
+    fn replay(&self, graph: &Graph) -> Result<(), Error> {
+        self.assert_live("a graph");
+        self.n_replays.fetch_add(1, Ordering::Relaxed);
+        graph.of::<Record>().steps.iter().try_for_each(|step| step.run(self))
     }
 }
 

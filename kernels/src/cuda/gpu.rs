@@ -1,17 +1,20 @@
 //! A GPU: one context, one stream, kernels compiled when they are first wanted.
 
 mod blas;
+mod graph;
 mod probe;
 
 use std::collections::BTreeMap;
 use std::ffi::{CString, c_void};
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use cudarc::driver::{result, sys};
 
 use super::compile::Compiler;
+use super::graph::Graph;
 use super::launch::{Device, Kernel, Launch, Source};
 use super::memory::Allocation;
 use super::parity::{self, Effort};
@@ -42,6 +45,9 @@ pub struct Gpu {
     staging: Mutex<Staging>,
     blas: Mutex<Blas>,
     refusals: Vec<Refusal>,
+    /// What was taken, for graphs to hold.
+    memory: Mutex<Vec<Weak<Memory>>>,
+    records: AtomicBool,
 }
 
 // SAFETY: Driver handles may be used from any thread once the context is current there, which every
@@ -125,6 +131,8 @@ impl Gpu {
             staging: Mutex::new(Staging { memory: memory_host.cast(), used: 0 }),
             blas: Mutex::new(blas),
             refusals: Vec::new(),
+            memory: Mutex::default(),
+            records: AtomicBool::new(false),
         };
         gpu.refusals = gpu.try_kernels()?;
         // Without them it gives other bits, so it is another device to those who go by its name.
@@ -158,6 +166,11 @@ impl Gpu {
             }
         })?;
         Ok(refusals)
+    }
+
+    /// Panics while it records.
+    fn assert_live(&self, what: &str) {
+        assert!(!self.records.load(Ordering::Relaxed), "{what} cannot be recorded");
     }
 
     /// Architecture that kernels are compiled for.
@@ -261,12 +274,17 @@ impl Device for Gpu {
     }
 
     fn allocate(&self, size_bytes: usize) -> Result<Arc<dyn Allocation>, Error> {
+        self.assert_live("taking memory");
         self.context.bind()?;
         // SAFETY: Any size may be asked for.
         match unsafe { result::malloc_sync(size_bytes) } {
             Ok(address) => {
                 let context = Arc::clone(&self.context);
-                Ok(Arc::new(Memory { address, size_bytes, context }))
+                let taken = Arc::new(Memory { address, size_bytes, context });
+                let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
+                memory.retain(|memory| memory.strong_count() > 0);
+                memory.push(Arc::downgrade(&taken));
+                Ok(taken)
             }
             Err(result::DriverError(sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY)) => {
                 let free_bytes = self.free_bytes()?;
@@ -277,6 +295,7 @@ impl Device for Gpu {
     }
 
     unsafe fn write(&self, address: u64, bytes: &[u8]) -> Result<(), Error> {
+        self.assert_live("a copy to the device");
         self.context.bind()?;
         if bytes.len() > STAGED_MAX {
             // SAFETY: The range belongs to an allocation, by the caller's word. The driver has read
@@ -304,6 +323,7 @@ impl Device for Gpu {
     }
 
     unsafe fn read(&self, address: u64, bytes: &mut [u8]) -> Result<(), Error> {
+        self.assert_live("a copy from the device");
         self.context.bind()?;
         // SAFETY: The range belongs to an allocation, by the caller's word; the stream is waited for
         // before the bytes are used.
@@ -387,10 +407,33 @@ impl Device for Gpu {
     }
 
     fn synchronize(&self) -> Result<(), Error> {
+        self.assert_live("waiting");
         self.context.bind()?;
         // SAFETY: The stream is ours.
         unsafe { result::stream::synchronize(self.stream) }
             .map_err(|e| failed("cuStreamSynchronize", e))
+    }
+
+    fn begin_recording(&self) -> Result<(), Error> {
+        self.assert_live("recording");
+        self.context.bind()?;
+        graph::begin(self.stream)?;
+        self.records.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn end_recording(&self) -> Result<Graph, Error> {
+        assert!(self.records.swap(false, Ordering::Relaxed), "it records");
+        self.context.bind()?;
+        let memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
+        let memory = memory.iter().filter_map(Weak::upgrade).collect();
+        Ok(Graph::new(graph::end(self.stream, Arc::clone(&self.context), memory)?))
+    }
+
+    fn replay(&self, graph: &Graph) -> Result<(), Error> {
+        self.assert_live("a graph");
+        self.context.bind()?;
+        graph.of::<graph::Executable>().launch(self.stream)
     }
 }
 

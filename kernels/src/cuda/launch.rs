@@ -8,6 +8,7 @@ use std::sync::Arc;
 use bytemuck::Pod;
 use half::bf16;
 
+use super::graph::Graph;
 use super::memory::Allocation;
 use super::tensor_map::{Matrix, TensorMap};
 use super::{Error, Product};
@@ -90,6 +91,8 @@ pub struct Param {
     pub name: &'static str,
     /// Its C++ type.
     pub c_type: fn() -> String,
+    /// Its size.
+    pub size_bytes: usize,
 }
 
 /// A type that buffers hold and kernels take.
@@ -298,6 +301,34 @@ pub trait Device: Send + Sync {
     /// # Errors
     /// When any of it failed.
     fn synchronize(&self) -> Result<(), Error>;
+
+    /// Begins to record: until [`Self::end_recording`], launches, fills, copies within the device and
+    /// products are noted and not done. [`super::graph::record`] calls both.
+    ///
+    /// # Errors
+    /// When the device fails.
+    ///
+    /// # Panics
+    /// When it records; and so do all that read, write or take memory, or wait, until the end.
+    fn begin_recording(&self) -> Result<(), Error>;
+
+    /// Ends the recording and gives what was recorded.
+    ///
+    /// # Errors
+    /// When the device cannot record what it was given.
+    ///
+    /// # Panics
+    /// When it does not record.
+    fn end_recording(&self) -> Result<Graph, Error>;
+
+    /// Does what was recorded, in its order.
+    ///
+    /// # Errors
+    /// As what was recorded.
+    ///
+    /// # Panics
+    /// When another device recorded it, or while recording.
+    fn replay(&self, graph: &Graph) -> Result<(), Error>;
 }
 
 /// Defines a kernel as a struct of its arguments, in the order of the C++ function.
@@ -321,6 +352,7 @@ macro_rules! kernel {
                 params: &[$($crate::cuda::launch::Param {
                     name: stringify!($param),
                     c_type: <$type as $crate::cuda::launch::Argument>::c_type,
+                    size_bytes: size_of::<$type>(),
                 }),*],
                 threads_max: $threads,
                 shared_bytes_max: $shared,

@@ -6,7 +6,7 @@ use half::bf16;
 
 use super::product::{Layout, Product, Target};
 use super::{Buffer, Device, Error};
-use crate::adamw::{self, AdamW};
+use crate::adamw::{self, AdamW, Factors};
 use crate::attention::cuda::{Saved, Tier};
 use crate::attention::{self, Heads};
 use crate::cross_entropy::{self, Loss};
@@ -267,8 +267,9 @@ impl Report<'_> {
         let (grads, m, v) = (self.zeros(len)?, self.zeros(len)?, self.zeros(len)?);
         let state = adamw::cuda::State { params: &params, rounded: &rounded, m: &m, v: &v };
         let settings = AdamW { lr: 1e-3, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1 };
+        let factors = Buffer::of(device, &[Factors::of(settings, 1, 1.0)])?;
         self.add("adamw", format!("{len}"), (30.0 * len as f64, Unit::GbPerSecond), || {
-            adamw::cuda::step(device, state, &grads, settings, 1, 1.0)
+            adamw::cuda::step(device, state, &grads, &factors)
         })?;
         let scratch = self.zeros(norm::cuda::scratch_len(len))?;
         self.add("norm", format!("{len}"), (4.0 * len as f64, Unit::GbPerSecond), || {
@@ -293,12 +294,12 @@ impl Report<'_> {
         let ids: Vec<u32> = (0..t as u32).collect();
         let targets = cross_entropy::cuda::Targets::new(device, &ids, N_VOCAB, &self.zeros(t)?)?;
         let loss = Loss { z_loss: 0.0, scale: 1e-4 };
+        let loss = cross_entropy::cuda::DeviceLoss::new(device, loss, &self.zeros(2)?)?;
         let gradients = cross_entropy::cuda::Gradients { d_x: &d_x, d_w: &d_w };
         let flop = 6.0 * (t * D_MODEL * N_VOCAB) as f64;
         let shape = format!("{t}x{D_MODEL} to {N_VOCAB}, with gradients");
         self.add("cross_entropy", shape, (flop, Unit::Tflops), || {
-            cross_entropy::cuda::linear(device, [&x, &w], &targets, loss, gradients, &scratch)
-                .map(|_| ())
+            cross_entropy::cuda::linear(device, [&x, &w], &targets, &loss, gradients, &scratch)
         })?;
         Ok(())
     }

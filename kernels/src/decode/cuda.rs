@@ -100,6 +100,9 @@ impl Step {
     /// Copies the page table and the number of positions of each row to the front of `scratch`: at
     /// least `rows`, `rows * longest table`, and `rows` elements. A row's own position is its last.
     ///
+    /// Tables are as wide as the power of two above the longest where the scratch has the room, so
+    /// that sequences which grow give few shapes.
+    ///
     /// # Errors
     /// When the device fails.
     ///
@@ -112,7 +115,9 @@ impl Step {
         n_pages: usize,
         scratch: [&Buffer<u32>; 3],
     ) -> Result<Self, Error> {
-        let width = rows.iter().map(|(pages, _)| pages.len()).max().expect("there are rows");
+        let longest = rows.iter().map(|(pages, _)| pages.len()).max().expect("there are rows");
+        let room = scratch[1].len() / rows.len();
+        let width = longest.next_power_of_two().min(room).max(longest);
         let mut tables = vec![0; rows.len() * width];
         let (mut slots, mut counts) = (Vec::new(), Vec::new());
         for ((pages, count), table) in rows.iter().zip(tables.chunks_exact_mut(width)) {
@@ -134,6 +139,13 @@ impl Step {
             n_rows: rows.len(),
             n_pages,
         })
+    }
+}
+
+impl Step {
+    /// Pages of a row's table, those that it does not use counted in.
+    pub fn table_width(&self) -> usize {
+        self.tables.len() / self.n_rows
     }
 }
 
@@ -182,7 +194,7 @@ pub fn attend(
 ) -> Result<(), Error> {
     check(qkv, heads, step, cache);
     assert_eq!(out.len(), step.n_rows * heads.q_width(), "`out` is [rows, q_width]");
-    let table_width = int(step.tables.len() / step.n_rows);
+    let table_width = int(step.table_width());
     let (qkv, keys, values) = (qkv.input(), cache.keys.input(), cache.values.input());
     let (tables, counts, out) = (step.tables.input(), step.counts.input(), out.output());
     let (n_heads, n_kv_heads) = (int(heads.n_heads), int(heads.n_kv_heads));

@@ -54,6 +54,8 @@ impl Ids {
                 _ => groups.push([id, n, n + 1]),
             }
         }
+        // As many groups as tokens, so that launches do not depend on the ids; the rest are empty.
+        groups.resize(ids.len(), [0; 3]);
         let groups = groups.as_flattened();
         let put = |buffer: &Buffer<u32>, values: &[u32]| {
             let buffer = buffer.front(values.len());
@@ -118,8 +120,8 @@ pub fn backward(
         threads: 64,
         shared_bytes: 0,
     };
-    // SAFETY: A group's tokens are below `ids.len()`, its id below `n_rows`; groups have distinct
-    // ids, so no two blocks write the same row.
+    // SAFETY: A group's tokens are below `ids.len()`, its id below `n_rows`; groups with tokens have
+    // distinct ids and those without write nothing, so no two blocks write the same row.
     unsafe { kernel.launch(device, grid) }
 }
 

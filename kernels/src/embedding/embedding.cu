@@ -5,11 +5,13 @@
 //   out      out     bf16 [t, cols]   16-byte aligned
 //   d_out    in      bf16 [t, cols]   embedding_backward_bf16
 //   order    in      u32  [t]         tokens by id, those of one id ascending
-//   groups   in      u32  [n, 3]      (id, start, end): a range of order whose tokens have that id
+//   groups   in      u32  [t, 3]      (id, start, end): a range of order whose tokens have that id; empty
+//                                     where there are fewer ids than tokens
 //   d_table  in/out  f32  [v, cols]   += ; 16-byte aligned
 //
-// Needs      cols % 8 == 0; ids < v; each id in one group. Checked in embedding/cuda.rs, not here.
-// Launch     forward: grid = (t), block = (128). backward: grid = (groups; cols / 8 / 64, rounded up),
+// Needs      cols % 8 == 0; ids < v; each id in one group that is not empty. Checked in embedding/cuda.rs,
+//            not here.
+// Launch     forward: grid = (t), block = (128). backward: grid = (t; cols / 8 / 64, rounded up),
 //            block = (64). No shared memory. sm_80 or newer.
 // Moves      2 bytes read and written an element; backward: 2 bytes a token, 8 a touched row of the table.
 // Numbers    backward: f32, tokens in ascending order whatever the launch. No atomics.
@@ -37,6 +39,10 @@ embedding_backward_bf16(const bf16* d_out, const u32* order, const u32* groups, 
     }
     const u32 id = groups[3 * blockIdx.x];
     const u32 start = groups[3 * blockIdx.x + 1], end = groups[3 * blockIdx.x + 2];
+    // The row of an empty group is another block's, whose sums it would undo.
+    if (start == end) {
+        return;
+    }
     float4* row = reinterpret_cast<float4*>(d_table) + (size_t(id) * n_vectors + i) * 2;
     float4 low = row[0], high = row[1];
 #pragma unroll 4

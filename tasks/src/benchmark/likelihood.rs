@@ -1,11 +1,16 @@
 //! Log likelihoods of continuations, token for token as lm-evaluation-harness splits them.
 
+use std::sync::Arc;
+
 use engine::task::Failure;
 use kernels::Pool;
+use kernels::cuda::Device;
 use kernels::matmul::{self, Accumulate};
 
-use crate::lm::Weights;
+use crate::device;
+use crate::lm::device::{DeviceModel, Purpose};
 use crate::lm::forward::Forward;
+use crate::lm::{Config, Weights};
 use crate::tokenizer::{BOS, Tokenizer};
 
 /// Tokens computed together.
@@ -103,6 +108,18 @@ fn is_python_space(c: char) -> bool {
 
 /// Scores spans with one model.
 pub(super) struct Scorer<'a> {
+    capacity: usize,
+    place: Place<'a>,
+}
+
+/// Where the model is.
+enum Place<'a> {
+    Cpu(Box<OnCpu<'a>>),
+    Device(Box<DeviceModel>),
+}
+
+/// A model that is read on the CPU.
+struct OnCpu<'a> {
     pool: &'a Pool,
     weights: &'a Weights,
     forward: Forward,
@@ -132,40 +149,15 @@ struct RowFacts<'l> {
     likeliest: u32,
 }
 
-impl<'a> Scorer<'a> {
-    pub(super) fn new(pool: &'a Pool, weights: &'a Weights) -> Self {
-        let config = weights.config();
-        Self {
-            pool,
-            weights,
-            forward: Forward::new(config, BATCH_TOKENS.max(config.context)),
-            logits: vec![0.0; LOGIT_ROWS * config.vocab_size],
-        }
-    }
+/// The streams of some groups, one after the other.
+struct Stream {
+    ids: Vec<u32>,
+    starts: Vec<u32>,
+    positions: Vec<Position>,
+}
 
-    /// What each span gets.
-    pub(super) fn score(&mut self, spans: &[Span]) -> Vec<Scored> {
-        let mut scored: Vec<Scored> = spans
-            .iter()
-            .map(|span| Scored { log_likelihood: 0.0, greedy: true, n_tokens: span.targets.len() })
-            .collect();
-        let groups = groups(spans);
-        let mut rest = &groups[..];
-        while !rest.is_empty() {
-            let mut n_tokens = 0;
-            let fits = |group: &&Group<'_>| {
-                n_tokens += group.inputs.len();
-                n_tokens <= self.forward.capacity()
-            };
-            let n = rest.iter().take_while(fits).count().max(1);
-            let (batch, after) = rest.split_at(n);
-            self.batch(spans, batch, &mut scored);
-            rest = after;
-        }
-        scored
-    }
-
-    fn batch(&mut self, spans: &[Span], groups: &[Group<'_>], scored: &mut [Scored]) {
+impl Stream {
+    fn new(groups: &[Group<'_>]) -> Self {
         let (mut ids, mut starts, mut positions) = (Vec::new(), Vec::new(), Vec::new());
         for (g, group) in groups.iter().enumerate() {
             let start = ids.len() as u32;
@@ -178,10 +170,129 @@ impl<'a> Scorer<'a> {
                 row: end - 1 - from_end,
             }));
         }
+        Self { ids, starts, positions }
+    }
+}
+
+impl<'a> Scorer<'a> {
+    /// A scorer on a device that was opened for [`Self::work`], or on the CPU where none was.
+    ///
+    /// # Errors
+    /// When the device has not enough memory.
+    pub(super) fn new(
+        device: Option<Arc<dyn Device>>,
+        pool: &'a Pool,
+        weights: &'a Weights,
+    ) -> Result<Self, Failure> {
+        let config = weights.config();
+        let capacity = capacity(config);
+        let place = match device {
+            None => Place::Cpu(Box::new(OnCpu {
+                pool,
+                weights,
+                forward: Forward::new(config, capacity),
+                logits: vec![0.0; LOGIT_ROWS * config.vocab_size],
+            })),
+            Some(device) => {
+                let model = DeviceModel::new(device, weights, capacity, Purpose::Read);
+                Place::Device(Box::new(model.map_err(device::failure)?))
+            }
+        };
+        Ok(Self { capacity, place })
+    }
+
+    /// What scoring is to ask of a device.
+    pub(super) fn work(config: &Config) -> device::Work {
+        DeviceModel::work(config, capacity(config), Purpose::Read)
+    }
+
+    /// What each span gets.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub(super) fn score(&mut self, spans: &[Span]) -> Result<Vec<Scored>, Failure> {
+        let mut scored: Vec<Scored> = spans
+            .iter()
+            .map(|span| Scored { log_likelihood: 0.0, greedy: true, n_tokens: span.targets.len() })
+            .collect();
+        let groups = groups(spans);
+        let mut rest = &groups[..];
+        while !rest.is_empty() {
+            let mut n_tokens = 0;
+            let fits = |group: &&Group<'_>| {
+                n_tokens += group.inputs.len();
+                n_tokens <= self.capacity
+            };
+            let n = rest.iter().take_while(fits).count().max(1);
+            let (batch, after) = rest.split_at(n);
+            let stream = Stream::new(batch);
+            match &mut self.place {
+                Place::Cpu(cpu) => cpu.score(&stream, spans, batch, &mut scored),
+                Place::Device(model) => {
+                    score_on(model, &stream, spans, batch, &mut scored).map_err(device::failure)?;
+                }
+            }
+            rest = after;
+        }
+        Ok(scored)
+    }
+}
+
+/// Tokens of the longest pass.
+fn capacity(config: &Config) -> usize {
+    BATCH_TOKENS.max(config.context)
+}
+
+/// The members of a position's group that have a target there, and the targets.
+fn targets_at<'s>(
+    position: &Position,
+    spans: &'s [Span],
+    groups: &'s [Group<'_>],
+) -> impl Iterator<Item = (usize, u32)> + use<'s> {
+    let from_end = position.from_end;
+    groups[position.group].members.iter().filter_map(move |&member| {
+        let targets = &spans[member].targets;
+        Some((member, targets[targets.len().checked_sub(from_end + 1)?]))
+    })
+}
+
+fn score_on(
+    model: &DeviceModel,
+    stream: &Stream,
+    spans: &[Span],
+    groups: &[Group<'_>],
+    scored: &mut [Scored],
+) -> Result<(), kernels::cuda::Error> {
+    let (mut members, mut targets) = (Vec::new(), Vec::new());
+    for position in &stream.positions {
+        for (member, target) in targets_at(position, spans, groups) {
+            members.push(member);
+            targets.push((position.row, target));
+        }
+    }
+    let (nll, likeliest) = model.likelihoods([&stream.ids, &stream.starts], &targets)?;
+    for (((member, (_, target)), nll), likeliest) in
+        members.into_iter().zip(targets).zip(nll).zip(likeliest)
+    {
+        let scored = &mut scored[member];
+        scored.log_likelihood -= f64::from(nll);
+        scored.greedy &= likeliest == target;
+    }
+    Ok(())
+}
+
+impl OnCpu<'_> {
+    fn score(
+        &mut self,
+        stream: &Stream,
+        spans: &[Span],
+        groups: &[Group<'_>],
+        scored: &mut [Scored],
+    ) {
         let config = self.weights.config();
         let (d, v) = (config.d_model, config.vocab_size);
-        let hidden = self.forward.hidden(self.pool, self.weights, &ids, &starts);
-        for positions in positions.chunks(LOGIT_ROWS) {
+        let hidden = self.forward.hidden(self.pool, self.weights, &stream.ids, &stream.starts);
+        for positions in stream.positions.chunks(LOGIT_ROWS) {
             let rows: Vec<f32> = positions
                 .iter()
                 .flat_map(|position| &hidden[position.row * d..][..d])
@@ -207,12 +318,7 @@ impl<'a> Scorer<'a> {
                 facts.iter_mut().for_each(RowFacts::measure);
             });
             for (position, facts) in positions.iter().zip(&facts) {
-                for &member in &groups[position.group].members {
-                    let targets = &spans[member].targets;
-                    let Some(at) = targets.len().checked_sub(position.from_end + 1) else {
-                        continue;
-                    };
-                    let target = targets[at];
+                for (member, target) in targets_at(position, spans, groups) {
                     let scored = &mut scored[member];
                     scored.log_likelihood +=
                         f64::from(facts.logits[target as usize]) - facts.log_sum;

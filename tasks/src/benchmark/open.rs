@@ -6,28 +6,36 @@ use std::sync::Arc;
 
 use engine::task::{Failure, ItemContext};
 use kernels::Pool;
+use kernels::cuda::Device;
 use kernels::philox::Philox;
 
 use super::form::STOPS;
-use crate::lm::Weights;
-use crate::lm::generate::{self, Choice, Completion, Decoder, Driver, Request, Settings};
+use crate::device;
+use crate::lm::device::decoder::Generator;
+use crate::lm::generate::{self, Choice, Completion, Decode, Decoder, Driver, Request, Settings};
+use crate::lm::{Config, Weights};
 use crate::tokenizer::{EOS, Tokenizer};
 
 /// Texts generated at a time.
 const N_SLOTS: usize = 16;
+/// One more than slots holds the prompt that texts share.
+const N_SEQUENCES: usize = N_SLOTS + 1;
 
 /// Writes the likeliest continuation of prompts.
 pub(super) struct Writer<'a> {
     pool: &'a Pool,
-    decoder: Decoder<'a>,
+    decoder: Box<dyn Decode + 'a>,
     tokenizer: &'a Tokenizer,
     n_tokens_max: usize,
 }
 
 impl<'a> Writer<'a> {
+    /// A writer on a device that was opened for [`Self::work`], or on the CPU where none was.
+    ///
     /// # Errors
-    /// When no prompt fits beside `n_tokens_max` new tokens.
+    /// When no prompt fits beside `n_tokens_max` new tokens, or the device has not enough memory.
     pub(super) fn new(
+        device: Option<Arc<dyn Device>>,
         pool: &'a Pool,
         weights: &'a Weights,
         tokenizer: &'a Tokenizer,
@@ -41,8 +49,16 @@ impl<'a> Writer<'a> {
             ))
             .help("lower `max_new_tokens`; answers are short"));
         }
-        let decoder = Decoder::new(pool, weights, N_SLOTS + 1);
+        let decoder: Box<dyn Decode + 'a> = match device {
+            Some(device) => Box::new(Generator::new(device, weights, N_SEQUENCES)?),
+            None => Box::new(Decoder::new(pool, weights, N_SEQUENCES)),
+        };
         Ok(Self { pool, decoder, tokenizer, n_tokens_max })
+    }
+
+    /// What writing is to ask of a device.
+    pub(super) fn work(config: &Config) -> device::Work {
+        device::Work { remedy: "use a smaller model", ..Generator::work(config, N_SEQUENCES) }
     }
 
     /// What follows each prompt, up to a stop or a limit. A prompt too long loses its beginning.
@@ -71,7 +87,7 @@ impl<'a> Writer<'a> {
             suppress: Vec::new(),
             stop: vec![EOS],
         };
-        generate::generate(self.pool, &mut self.decoder, &settings, N_SLOTS, &mut driver)?;
+        generate::generate(self.pool, &mut *self.decoder, &settings, N_SLOTS, &mut driver)?;
         Ok(driver.texts)
     }
 }

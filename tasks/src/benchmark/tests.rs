@@ -172,6 +172,94 @@ fn a_stopped_run_resumes_to_the_same_bytes() {
     assert_eq!(bytes(&whole), bytes(&again));
 }
 
+/// A model whose shapes the kernels take, far from uniform.
+fn sharp(dir: &Path, context: usize) -> PathBuf {
+    let folder = dir.join("model");
+    let tokenizer = fixture::tokenizer(dir);
+    let vocab_size = Tokenizer::open(&tokenizer).unwrap().vocab_size() as usize;
+    let mut config = crate::lm::device::tests::config(false);
+    (config.vocab_size, config.context) = (vocab_size.next_multiple_of(8), context);
+    let mut weights = Init::default().draw(&Pool::new(1), &config, 7);
+    weights.output_mut().iter_mut().for_each(|x| *x *= 10.0);
+    hf::save(&folder, &weights, Some(&tokenizer.join(hf::TOKENIZER_FILE))).unwrap();
+    folder
+}
+
+/// Likelihoods agree with the CPU's to what bf16 holds, for choices that share their context, for
+/// words and for whole texts; the items of a device are its own.
+#[test]
+fn a_device_scores_as_the_cpu() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = sharp(dir.path(), 64);
+    let question = |i: usize| {
+        json!({"question": format!("Why {i}?"), "subject": "high_school_biology",
+            "choices": ["one", "two", "three", "four"], "answer": i % 4})
+    };
+    let text = |i: usize| json!({"text": format!("a house {i} in the wood ").repeat(5 + 6 * i)});
+    let check = |params: Value, items: &[Value]| {
+        let place = dir.path().join(params["name"].as_str().unwrap());
+        let items = item_file(&place, "items", items);
+        let mut bench = Bench::new(&place).input("model", &model).input("items", &items);
+        let mut run = |device: &str| {
+            device.clone_into(&mut bench.device);
+            let outputs = bench.run::<Benchmark>(&params).unwrap();
+            let (_, rows) = read(&bench.out("benchmark")).unwrap();
+            (rows, outputs.metrics.contains_key("on_gpu"), bench.items.n_done())
+        };
+        let (expected, is_on_gpu, n_done) = run("cpu");
+        assert_eq!((is_on_gpu, n_done), (false, 1));
+        let (found, is_on_gpu, n_done) = run(&device::tests::emulated());
+        assert_eq!((is_on_gpu, n_done), (true, 2));
+        let (mut n, mut n_equal) = (0, 0);
+        for (found, expected) in found.iter().zip(&expected) {
+            assert_eq!((found.item, found.tokens), (expected.item, expected.tokens));
+            let all = found.log_likelihoods.iter().zip(&expected.log_likelihoods);
+            for (found, expected) in all {
+                let off = (found - expected).abs();
+                assert!(off < 0.03 + 3e-3 * expected.abs(), "{params}: {found} {expected}");
+                (n, n_equal) = (n + 1, n_equal + usize::from(off == 0.0));
+            }
+        }
+        assert!(n > 0 && n_equal < n, "the device computes for itself");
+        assert_eq!(run("cpu").0, expected);
+    };
+    check(json!({"name": "mmlu", "shots": 0}), &(0..5).map(question).collect::<Vec<_>>());
+    check(json!({"name": "lambada"}), &(0..3).map(text).collect::<Vec<_>>());
+    check(json!({"name": "openwebtext2"}), &(0..3).map(text).collect::<Vec<_>>());
+}
+
+/// Answers are the CPU's where the likeliest token is clear, and an interrupted run goes on.
+#[test]
+fn a_device_answers_as_the_cpu() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = sharp(dir.path(), 96);
+    let questions: Vec<Value> = (0..140)
+        .map(|i| json!({"question": format!("Who is {i}"), "answer": {"aliases": ["Bo"]}}))
+        .collect();
+    let items = item_file(dir.path(), "items", &questions);
+    let params = json!({"name": "triviaqa", "shots": 0, "max_new_tokens": 3});
+    let bench = |name: &str, device: &str| {
+        let bench =
+            Bench::new(&dir.path().join(name)).input("model", &model).input("items", &items);
+        Bench { device: device.to_owned(), ..bench }
+    };
+    let rows = |bench: &Bench| read(&bench.out("benchmark")).unwrap().1;
+    let on_cpu = bench("cpu", "cpu");
+    on_cpu.run::<Benchmark>(&params).unwrap();
+    let emulated = device::tests::emulated();
+    let stopped = bench("device", &emulated);
+    stopped.stop_after(1);
+    stopped.run::<Benchmark>(&params).unwrap_err();
+    let again = Bench { cancel: task::CancelToken::default(), ..stopped };
+    again.run::<Benchmark>(&params).unwrap();
+    let whole = bench("whole", &emulated);
+    whole.run::<Benchmark>(&params).unwrap();
+    assert_eq!(rows(&again), rows(&whole));
+    let (found, expected) = (rows(&whole), rows(&on_cpu));
+    let same = found.iter().zip(&expected).filter(|(found, expected)| found == expected).count();
+    assert!(10 * same >= 9 * expected.len(), "{same} of {}", expected.len());
+}
+
 #[test]
 fn examples_are_drawn_or_told_to_be_missing() {
     let items: Vec<Value> = (0..4)

@@ -2,7 +2,9 @@
 //!
 //! The same blocks as on the CPU, in bf16 with f32 sums: products read a rounded copy of the weights,
 //! whose masters, gradients and moments are f32. All memory is one arena, planned before; a step
-//! allocates nothing. What runs here runs on a GPU and on the emulator alike.
+//! allocates nothing. Forward and backward pass of a micro-batch are one graph, and the update is
+//! another: between them the CPU learns the gradient's length, and decides. What changes from step to
+//! step is written to the device before. What runs here runs on a GPU and on the emulator alike.
 
 mod backward;
 pub mod bench;
@@ -16,12 +18,14 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use half::bf16;
-use kernels::adamw::{self, AdamW};
+use kernels::adamw::{self, AdamW, Factors};
 use kernels::attention::{self, Heads};
-use kernels::cross_entropy::cuda::Targets;
-use kernels::cross_entropy::{Loss, LossSums};
+use kernels::cross_entropy::cuda::{DeviceLoss, Targets};
+use kernels::cross_entropy::{self, IGNORE, Loss, LossSums};
+use kernels::cuda::graph::Graphs;
 use kernels::cuda::memory::Arena;
 use kernels::cuda::{Buffer, Device, Error};
+use kernels::embedding;
 use kernels::embedding::cuda::Ids;
 use kernels::norm;
 use kernels::qk_norm_rope::Table;
@@ -45,7 +49,13 @@ pub struct DeviceModel {
     capacity: usize,
     table: DeviceTable,
     buffers: Buffers,
+    /// Forward and backward passes, by their tokens.
+    passes: Graphs<usize>,
+    updates: Graphs<()>,
 }
+
+/// Micro-batches of other numbers of tokens whose graphs are kept.
+const N_PASSES: usize = 16;
 
 /// A micro-batch on the device.
 struct Placed {
@@ -121,7 +131,8 @@ impl DeviceModel {
         let table = Table::new(config.rope_theta, config.head_dim, n_positions);
         let table = DeviceTable::new(&*device, &table)?;
         let parts = weights.parts();
-        let model = Self { device, config, parts, capacity, table, buffers };
+        let (passes, updates) = (Graphs::new(N_PASSES), Graphs::new(1));
+        let model = Self { device, config, parts, capacity, table, buffers, passes, updates };
         if let Some(training) = &model.buffers.training {
             for zero in [&training.first, &training.second, &training.grads] {
                 zero.clear(&*model.device)?;
@@ -129,6 +140,12 @@ impl DeviceModel {
         }
         model.set_weights(weights)?;
         Ok(model)
+    }
+
+    /// The same without graphs: each kernel is launched by itself.
+    #[must_use]
+    pub fn without_graphs(self) -> Self {
+        Self { passes: Graphs::new(0), updates: Graphs::new(0), ..self }
     }
 
     /// The device.
@@ -233,9 +250,13 @@ impl DeviceModel {
         batch: &MicroBatch<'_>,
         loss: Loss,
     ) -> Result<LossSums, Error> {
-        let placed = self.place(batch)?;
-        self.forward(&placed, self.config.n_layers)?;
-        self.backward(&placed, loss)
+        let (device, placed) = (&*self.device, self.place(batch)?);
+        let loss = DeviceLoss::new(device, loss, &self.training().loss)?;
+        self.passes.run(device, placed.n_tokens, || {
+            self.forward(&placed, self.config.n_layers)?;
+            self.backward(&placed, &loss)
+        })?;
+        cross_entropy::cuda::sums(device, &placed.targets, &self.buffers.classifier)
     }
 
     /// The negative log likelihood of each target in nats; 0 where there is none.
@@ -249,12 +270,54 @@ impl DeviceModel {
         let placed = self.place(batch)?;
         self.forward(&placed, self.config.n_layers)?;
         let normed = self.buffers.normed.front(placed.n_tokens * self.config.d_model);
-        kernels::cross_entropy::cuda::linear_forward(
+        cross_entropy::cuda::linear_forward(
             &*self.device,
             [&normed, &self.output()],
             &placed.targets,
             &self.buffers.classifier,
         )
+    }
+
+    /// What each target gets: its negative log likelihood in nats, and the likeliest token in its
+    /// place, [`kernels::sampling::cuda::NO_TOKEN`] where the logits give no distribution. A target
+    /// is a row of the stream and a token; a row may have several, and one without costs no logits.
+    ///
+    /// # Errors
+    /// When the device fails.
+    ///
+    /// # Panics
+    /// As of [`Self::loss_and_gradients`], and when there is no such row.
+    pub fn likelihoods(
+        &self,
+        [ids, starts]: [&[u32]; 2],
+        targets: &[(usize, u32)],
+    ) -> Result<(Vec<f32>, Vec<u32>), Error> {
+        let (device, d, vocab) = (&*self.device, self.config.d_model, self.config.vocab_size);
+        let none = vec![IGNORE; ids.len()];
+        let placed = self.place(&MicroBatch { ids, starts: starts.to_vec(), targets: &none })?;
+        self.forward(&placed, self.config.n_layers)?;
+        let states = self.buffers.normed.front(placed.n_tokens * d);
+        let (mut nll, mut likeliest) = (Vec::new(), Vec::new());
+        for targets in targets.chunks(self.capacity) {
+            let rows: Vec<u32> = targets.iter().map(|(row, _)| *row as u32).collect();
+            let tokens: Vec<u32> = targets.iter().map(|(_, token)| *token).collect();
+            // The pass is over, so what it was told of its tokens makes room, as does the stream.
+            let room = &self.buffers.tokens;
+            let rows = Ids::new(device, &rows, ids.len(), [&room.ids, &room.order, &room.groups])?;
+            let wanted = self.residual(0).front(targets.len() * d);
+            embedding::cuda::forward(device, &states, &rows, &wanted)?;
+            let tokens = Targets::new(device, &tokens, vocab, &room.targets)?;
+            let (losses, chosen) = cross_entropy::cuda::linear_likeliest(
+                device,
+                [&wanted, &self.output()],
+                &tokens,
+                &room.positions.front(targets.len()),
+                &self.buffers.classifier,
+            )?;
+            nll.extend(losses);
+            likeliest.extend(chosen);
+        }
+        Ok((nll, likeliest))
     }
 
     /// The residual stream after the first `n_blocks` blocks, or the normalized states after all of
@@ -291,8 +354,18 @@ impl DeviceModel {
         step: u64,
         grad_scale: f32,
     ) -> Result<(), Error> {
+        let (device, training) = (&*self.device, self.training());
+        let factors: Vec<Factors> = (self.parts.iter())
+            .map(|part| Factors::of(settings_of(part), step, grad_scale))
+            .collect();
+        training.factors.write(device, &factors)?;
+        self.updates.run(device, (), || self.launch_update())
+    }
+
+    /// The launches of an update.
+    fn launch_update(&self) -> Result<(), Error> {
         let training = self.training();
-        for part in &self.parts {
+        for (i, part) in self.parts.iter().enumerate() {
             let range = part.range.clone();
             let state = adamw::cuda::State {
                 params: &training.params.slice(range.clone()),
@@ -301,7 +374,7 @@ impl DeviceModel {
                 v: &training.second.slice(range.clone()),
             };
             let grads = training.grads.slice(range);
-            adamw::cuda::step(&*self.device, state, &grads, settings_of(part), step, grad_scale)?;
+            adamw::cuda::step(&*self.device, state, &grads, &training.factors.slice(i..i + 1))?;
         }
         Ok(())
     }

@@ -6,19 +6,24 @@
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Instant;
 
 use engine::task::Failure;
 use kernels::Pool;
 use kernels::cross_entropy::IGNORE;
+use kernels::cuda::Device;
 use kernels::philox::Philox;
 use serde::Serialize;
 use tokenizers::Tokenizer as HfTokenizer;
 
-use super::forward::Forward;
-use super::generate::{self, Choice, Completion, Decoder, Driver, Request, Settings};
+use super::batch::MicroBatch;
+use super::device::decoder::Generator;
+use super::generate::{self, Choice, Completion, Decode, Decoder, Driver, Request, Settings};
 use super::hf::{self, Generation};
+use super::reader::{Losses as _, Reader};
 use super::{Config, Weights};
+use crate::device;
 use crate::tokenizer::{self, BOS, EOS, SPECIALS};
 
 /// Tokens computed together when a text is scored.
@@ -219,12 +224,27 @@ impl Folder {
         &self.tokenizer
     }
 
-    /// The texts that the model writes after `prompt`, in order.
+    /// What writing `n_texts` is to ask of a device.
+    pub fn writing_work(&self, n_texts: usize) -> device::Work {
+        let n_sequences = n_slots(n_texts) + 1;
+        device::Work {
+            remedy: "ask for fewer texts, or use a smaller model",
+            ..Generator::work(self.config(), n_sequences)
+        }
+    }
+
+    /// The texts that the model writes after `prompt`, in order, on a device that was opened for
+    /// [`Self::writing_work`] or on the CPU.
     ///
     /// # Errors
-    /// When the prompt is empty or leaves no room in the context, a setting is out of range, or the
-    /// model's logits are not finite.
-    pub fn write(&self, prompt: &str, writing: &Writing) -> Result<Vec<Written>, Failure> {
+    /// When the prompt is empty or leaves no room in the context, a setting is out of range, the
+    /// device fails, or the model's logits are not finite.
+    pub fn write(
+        &self,
+        device: Option<Arc<dyn Device>>,
+        prompt: &str,
+        writing: &Writing,
+    ) -> Result<Vec<Written>, Failure> {
         let mut ids = self.tokenizer.encode(prompt)?;
         // A template may close the text, which is to go on.
         while ids.len() > 1 && ids.last().is_some_and(|id| self.generation.stop.contains(id)) {
@@ -250,9 +270,12 @@ impl Folder {
                 ids.len()
             )));
         }
-        let n_slots = writing.n_texts.clamp(1, 64);
+        let n_slots = n_slots(writing.n_texts);
         let pool = &self.pool;
-        let mut decoder = Decoder::new(pool, &self.weights, n_slots + 1);
+        let mut decoder: Box<dyn Decode + '_> = match device {
+            Some(device) => Box::new(Generator::new(device, &self.weights, n_slots + 1)?),
+            None => Box::new(Decoder::new(pool, &self.weights, n_slots + 1)),
+        };
         let rng = Philox::new(writing.seed, "lm write");
         let request = |index: usize| Request {
             index: index as u64,
@@ -264,7 +287,7 @@ impl Folder {
             waiting: (0..writing.n_texts).rev().map(request).collect(),
             finished: vec![None; writing.n_texts],
         };
-        generate::generate(pool, &mut decoder, &self.settings(writing)?, n_slots, &mut texts)?;
+        generate::generate(pool, &mut *decoder, &self.settings(writing)?, n_slots, &mut texts)?;
         texts
             .finished
             .into_iter()
@@ -309,11 +332,31 @@ impl Folder {
         })
     }
 
+    /// What [`Self::reader`] is to ask of a device.
+    pub fn reading_work(&self) -> device::Work {
+        Reader::work(self.config(), self.tokens_of_a_pass())
+    }
+
+    /// What [`Self::score`] reads with, on a device that was opened for [`Self::reading_work`] or on
+    /// the CPU.
+    ///
+    /// # Errors
+    /// When the device has not enough memory.
+    pub fn reader(&self, device: Option<Arc<dyn Device>>) -> Result<Reader<'_>, Failure> {
+        Reader::new(device, &self.pool, &self.weights, self.tokens_of_a_pass())
+    }
+
+    /// Whole windows of the context.
+    fn tokens_of_a_pass(&self) -> usize {
+        let context = self.config().context;
+        (SCORE_TOKENS / context).max(1) * context
+    }
+
     /// Scores a text as one document, in windows of the model's context that do not overlap.
     ///
     /// # Errors
-    /// When the text has fewer than two tokens, or the loss is not finite.
-    pub fn score(&self, text: &str) -> Result<Scored, Failure> {
+    /// When the text has fewer than two tokens, the device fails, or the loss is not finite.
+    pub fn score(&self, reader: &mut Reader<'_>, text: &str) -> Result<Scored, Failure> {
         let started = Instant::now();
         let ids = self.tokenizer.encode(text)?;
         if ids.len() < 2 {
@@ -321,14 +364,13 @@ impl Folder {
         }
         let (inputs, targets) = (&ids[..ids.len() - 1], &ids[1..]);
         let context = self.config().context;
-        let per_pass = (SCORE_TOKENS / context).max(1) * context;
-        let mut forward = Forward::new(self.config(), per_pass.min(inputs.len()));
+        let per_pass = self.tokens_of_a_pass();
         let mut nll = 0.0;
         for (inputs, targets) in inputs.chunks(per_pass).zip(targets.chunks(per_pass)) {
             let starts: Vec<u32> =
                 (0..inputs.len()).map(|i| (i / context * context) as u32).collect();
             debug_assert!(!targets.contains(&IGNORE));
-            let losses = forward.nll(&self.pool, &self.weights, inputs, &starts, targets);
+            let losses = reader.nll(&MicroBatch { ids: inputs, starts, targets })?;
             nll += losses.iter().copied().map(f64::from).sum::<f64>();
         }
         if !nll.is_finite() {
@@ -345,6 +387,11 @@ impl Folder {
             tokens_per_s: n_tokens as f64 / started.elapsed().as_secs_f64().max(1e-9),
         })
     }
+}
+
+/// Texts that are written at a time.
+fn n_slots(n_texts: usize) -> usize {
+    n_texts.clamp(1, 64)
 }
 
 /// Checks that the model has a row for every id of the tokenizer.

@@ -7,7 +7,7 @@ use super::{
     wide_f32,
 };
 use crate::attention::{Heads, reference as attention};
-use crate::cross_entropy::cuda::{Gradients, Scratch, Targets};
+use crate::cross_entropy::cuda::{DeviceLoss, Gradients, Scratch, Targets};
 use crate::cross_entropy::{self, IGNORE, Loss};
 use crate::cuda::{Buffer, Device, Error};
 use crate::decode::cuda::{LayerCache, Step};
@@ -145,7 +145,9 @@ fn classifier(
     let d_w = Buffer::of(device, &d_w0)?;
     let inputs = [&Buffer::of(device, &x)?, &Buffer::of(device, &w)?];
     let gradients = Gradients { d_x: &d_x, d_w: &d_w };
-    let sums = cross_entropy::cuda::linear(device, inputs, &on_device, loss, gradients, &scratch)?;
+    let of_step = DeviceLoss::new(device, loss, &Buffer::poisoned(device, 2)?)?;
+    cross_entropy::cuda::linear(device, inputs, &on_device, &of_step, gradients, &scratch)?;
+    let sums = cross_entropy::cuda::sums(device, &on_device, &scratch)?;
 
     let (x, w) = (wide(&x), wide(&w));
     let (nll, lse) = cross_entropy::reference::forward(&x, &w, &targets);

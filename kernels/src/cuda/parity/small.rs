@@ -6,7 +6,7 @@ use super::{
     Case, Check, Effort, check_bf16, check_equal, check_f32, normal, normal_f32, rounded, wide,
     wide_f32,
 };
-use crate::adamw::{self, AdamW};
+use crate::adamw::{self, AdamW, Factors};
 use crate::cuda::{Buffer, Device, Error};
 use crate::{Pool, embedding, norm, rms_norm, swiglu};
 
@@ -164,7 +164,8 @@ fn adamw_steps(device: &dyn Device, len: usize) -> Result<Vec<Check>, Error> {
     for step in 1..=3 {
         let grads = normal_f32(&format!("grads {step}"), len, 1e-3);
         adamw::step(&pool, &mut params, &grads, &mut m, &mut v, settings, step, 0.5);
-        adamw::cuda::step(device, state, &Buffer::of(device, &grads)?, settings, step, 0.5)?;
+        let factors = Buffer::of(device, &[Factors::of(settings, step, 0.5)])?;
+        adamw::cuda::step(device, state, &Buffer::of(device, &grads)?, &factors)?;
     }
     let low: Vec<bf16> = params.iter().map(|&p| bf16::from_f32(p)).collect();
     Ok(vec![

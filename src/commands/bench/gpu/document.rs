@@ -138,10 +138,11 @@ fn generation(text: &mut String, generation: &Value) {
         text,
         format_args!(
             "Generation by the same model, {} texts at a time, {} tokens after {}: {tokens:.0} new \
-             tokens/s; prompts at {:.0} tokens/s.\n",
+             tokens/s, {:.0} without graphs; prompts at {:.0} tokens/s.\n",
             generation["slots"],
             generation["new_tokens"],
             generation["prompt_tokens"],
+            generation["tokens_per_s_without_graphs"].as_f64().unwrap_or(f64::NAN),
             generation["prefill_tokens_per_s"].as_f64().unwrap_or(f64::NAN),
         ),
     );

@@ -2,8 +2,8 @@
 
 use half::bf16;
 use kernels::attention::cuda::Saved;
-use kernels::cross_entropy::cuda::Gradients as ClassifierGradients;
-use kernels::cross_entropy::{self, Loss, LossSums};
+use kernels::cross_entropy;
+use kernels::cross_entropy::cuda::{DeviceLoss, Gradients as ClassifierGradients};
 use kernels::cuda::product::{Layout, Target};
 use kernels::cuda::{Buffer, Error};
 use kernels::matmul::Accumulate;
@@ -14,8 +14,8 @@ use super::forward::{BlockState, DOWN, GATE_UP, INPUT_NORM, O, POST_NORM, QKV};
 use super::{DeviceModel, Placed};
 
 impl DeviceModel {
-    /// Adds the gradients of a micro-batch whose forward pass was the last.
-    pub(super) fn backward(&self, placed: &Placed, loss: Loss) -> Result<LossSums, Error> {
+    /// Adds the gradients of a micro-batch whose forward pass was the last, and leaves its sums.
+    pub(super) fn backward(&self, placed: &Placed, loss: &DeviceLoss) -> Result<(), Error> {
         let (device, config, t) = (&*self.device, &self.config, placed.n_tokens);
         let d = config.d_model;
         let Training { grads, gradients, scratch: rows, .. } = self.training();
@@ -26,7 +26,7 @@ impl DeviceModel {
         let wanted = ClassifierGradients { d_x: &d_normed, d_w: &d_output };
         let inputs = [&normed, &self.output()];
         let (targets, scratch) = (&placed.targets, &self.buffers.classifier);
-        let sums = cross_entropy::cuda::linear(device, inputs, targets, loss, wanted, scratch)?;
+        cross_entropy::cuda::linear(device, inputs, targets, loss, wanted, scratch)?;
         d_residual.clear(device)?;
         let range = self.final_part().range.clone();
         rms_norm::cuda::backward(
@@ -45,8 +45,7 @@ impl DeviceModel {
             self.attention_backward(layer, &state, placed)?;
         }
         let d_table = grads.slice(self.parts[0].range.clone());
-        embedding::cuda::backward(device, &placed.ids, &d_residual, &d_table)?;
-        Ok(sums)
+        embedding::cuda::backward(device, &placed.ids, &d_residual, &d_table)
     }
 
     /// `d_in (=) d_out · W` and `d_W += d_out^T · in`, for `out = in · W^T` with `sizes` of `out`'s

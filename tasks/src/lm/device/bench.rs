@@ -148,6 +148,8 @@ pub struct Generation {
     pub prefill_seconds: f64,
     /// Seconds to make all new tokens, drawn on the device.
     pub seconds: f64,
+    /// The same with each kernel launched by itself.
+    pub seconds_without_graphs: f64,
 }
 
 /// Makes texts with the paper's 3 B model: prompts of `n_prompt` tokens, continued by `n_new`, at most
@@ -193,29 +195,45 @@ pub fn generate(
     device.synchronize()?;
     let prefill_seconds = started.elapsed().as_secs_f64();
 
+    // The first step compiles kernels and plans products.
+    continue_texts(&decoder, &tables, prompt[0], [n_prompt, 1])?;
+    let seconds = continue_texts(&decoder, &tables, prompt[0], [n_prompt, n_new])?;
+    let decoder = decoder.without_graphs();
+    let seconds_without_graphs = continue_texts(&decoder, &tables, prompt[0], [n_prompt, n_new])?;
+    let n_tokens = [n_prompt, n_new];
+    Ok(Some(Generation { n_slots, n_tokens, prefill_seconds, seconds, seconds_without_graphs }))
+}
+
+/// Seconds to write `n_new` tokens after each prompt, whose pages are in `tables`.
+fn continue_texts(
+    decoder: &DeviceDecoder,
+    tables: &[Vec<u32>],
+    first: u32,
+    [n_prompt, n_new]: [usize; 2],
+) -> Result<f64, Error> {
     let settings = generate::Settings {
         choice: Choice::Sample(Policy { temperature: 1.0, top_k: 0, top_p: 0.9 }),
         repetition_penalty: 1.0,
         suppress: Vec::new(),
         stop: Vec::new(),
     };
-    let mut tokens: Vec<u32> = vec![prompt[0]; n_slots];
+    let rng = Philox::new(13, "draws");
+    let mut tokens: Vec<u32> = vec![first; tables.len()];
     let started = Instant::now();
     for i in 0..n_new {
         let rows: Vec<(&[u32], usize)> =
             tables.iter().map(|table| (table.as_slice(), n_prompt + i + 1)).collect();
-        decoder.step(&tokens, &rows)?;
-        let chances: Vec<Chance<'_>> = (0..n_slots as u64)
+        let chances: Vec<Chance<'_>> = (0..tables.len() as u64)
             .map(|slot| Chance { rng: rng.fork(slot), position: i as u64, seen: &[] })
             .collect();
-        let chosen = decoder.choose(&settings, &chances)?.into_iter().collect();
+        let chosen = decoder.step_and_choose(&tokens, &rows, &settings, &chances)?;
+        let chosen = chosen.into_iter().collect();
         tokens = Result::<_, NotFinite>::map_err(chosen, |NotFinite| {
             let message = format!("logits are not finite after {i} tokens");
             Error::Call { call: "generation", message }
         })?;
     }
-    let seconds = started.elapsed().as_secs_f64();
-    Ok(Some(Generation { n_slots, n_tokens: [n_prompt, n_new], prefill_seconds, seconds }))
+    Ok(started.elapsed().as_secs_f64())
 }
 
 /// The small model of [`curve`]: the reference model of BENCHMARKS.md with a smaller vocabulary.

@@ -1,6 +1,7 @@
 //! Every buffer of a model on a device, in one list that is counted before and then taken.
 
 use half::bf16;
+use kernels::adamw::Factors;
 use kernels::attention::Heads;
 use kernels::cross_entropy::cuda::Scratch;
 use kernels::cuda::Buffer;
@@ -8,6 +9,7 @@ use kernels::cuda::memory::Arena;
 use kernels::qk_norm_rope::cuda::QkNormRope;
 use kernels::{norm, rms_norm};
 
+use super::BLOCK_PARTS;
 use super::forward::BlockState;
 use crate::lm::Config;
 
@@ -72,6 +74,9 @@ pub(super) struct Training {
     pub(super) gradients: Gradients,
     pub(super) scratch: Buffer<f32>,
     pub(super) norm_scratch: Buffer<f64>,
+    /// Of a step's update: one for each part of the weights.
+    pub(super) factors: Buffer<Factors>,
+    pub(super) loss: Buffer<f32>,
 }
 
 /// Gradients of activations; each buffer serves every block.
@@ -162,6 +167,7 @@ impl Training {
             .max(capacity * config.n_heads);
         let scratch = planner.take(scratch_len);
         let norm_scratch = planner.take(norm::cuda::scratch_len(n));
+        let (factors, loss) = (planner.take(n_parts(config)), planner.take(2));
         Some(Self {
             params: params?,
             grads: grads?,
@@ -177,8 +183,16 @@ impl Training {
             },
             scratch: scratch?,
             norm_scratch: norm_scratch?,
+            factors: factors?,
+            loss: loss?,
         })
     }
+}
+
+/// Parts of the weights: the table, those of the blocks, the final gain, and the output if it is not
+/// the table.
+fn n_parts(config: &Config) -> usize {
+    2 + BLOCK_PARTS * config.n_layers + usize::from(!config.tie_embeddings)
 }
 
 impl Tokens {

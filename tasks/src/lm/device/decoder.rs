@@ -1,35 +1,43 @@
 //! Token-by-token inference on a device, over a paged cache of keys and values.
 //!
-//! Tokens are chosen where the logits are, by the CPU's rule to the bit: only ids cross the bus.
-//! Attention and choice are by row. Products are not: a GPU's library plans them by the number of
-//! rows, so the last bits of a row can depend on how many rows a step has. On the emulator they do not.
+//! Tokens are chosen where the logits are, by the CPU's rule to the bit: only ids cross the bus. A step
+//! is one graph: ids, page tables, positions and random streams are written to the device before, and
+//! the graph reads them there. Attention and choice are by row. Products are not: a GPU's library plans
+//! them by the number of rows, so the last bits of a row can depend on how many rows a step has. On the
+//! emulator they do not.
+
+mod buffers;
+mod generator;
 
 use std::sync::Arc;
 
-use engine::task::Failure;
 use half::bf16;
-use kernels::Pool;
 use kernels::attention::cuda::Documents;
 use kernels::attention::{self, Heads};
+use kernels::cuda::graph::Graphs;
 use kernels::cuda::memory::Arena;
 use kernels::cuda::product::{Layout, Product, Target};
 use kernels::cuda::{Buffer, Device, Error};
+use kernels::decode;
 use kernels::decode::cuda::{LayerCache, Step};
-use kernels::decode::{Cache, Pages, Sequence};
 use kernels::embedding::cuda::Ids;
 use kernels::matmul::Accumulate;
 use kernels::qk_norm_rope::Table;
 use kernels::qk_norm_rope::cuda::{DeviceTable, Positions, QkNormRope};
 use kernels::sampling::cuda::{self as sampling, Adjustment};
-use kernels::{decode, embedding, rms_norm, swiglu};
+use kernels::{embedding, rms_norm, swiglu};
 
 use super::buffers::Planner;
 use super::forward::{DOWN, GATE_UP, INPUT_NORM, O, POST_NORM, QKV};
 use super::{BLOCK_PARTS, DeviceModel};
-use crate::device;
-use crate::lm::generate::{self, Chance, Choice, Chosen, Decode, Settings};
+use crate::lm::generate::{Chance, Choice, Chosen, Settings};
 use crate::lm::weights::Part;
 use crate::lm::{Config, Weights};
+use buffers::{Buffers, Choosing, Rows};
+pub use generator::Generator;
+
+/// Shapes of steps whose graphs are kept: of one batch, the widths of its page tables.
+const N_GRAPHS: usize = 16;
 
 /// One token to compute: the pages of its sequence, and the positions it sees, its own the last.
 pub type Row<'a> = (&'a [u32], usize);
@@ -46,43 +54,45 @@ pub struct DeviceDecoder {
     rows: Rows,
     logits: Buffer<f32>,
     choosing: Choosing,
+    graphs: Graphs<Shape>,
 }
 
-/// [`DeviceDecoder`] with the pages of its sequences: what generation asks for.
-///
-/// Every step has the same number of rows, so that products have one plan and a text does not depend
-/// on how many others are under way; rows that nobody needs write to a page that nobody reads.
-pub struct Generator {
-    decoder: DeviceDecoder,
-    pages: Pages,
-    /// Rows of a step.
+/// What the launches of a step depend on, beside what is in device memory.
+#[derive(Clone, Copy, PartialEq)]
+struct Shape {
     n_rows: usize,
-    spare_page: u32,
+    table_width: usize,
+    /// How tokens are chosen in the same step, where they are.
+    rule: Option<Rule>,
 }
 
-/// Buffers of the rows of a step.
-struct Rows {
-    ids: [Buffer<u32>; 3],
-    positions: Buffer<u32>,
-    documents: [Buffer<u32>; 2],
-    step: [Buffer<u32>; 3],
-    x: Buffer<bf16>,
-    delta: Buffer<bf16>,
-    normed: Buffer<bf16>,
-    qkv: Buffer<bf16>,
-    heads_out: Buffer<bf16>,
-    gate_up: Buffer<bf16>,
-    hidden: Buffer<bf16>,
-    rstd: Buffer<f32>,
-    qk_rstd: Buffer<f32>,
-    lse: Buffer<f32>,
+/// [`Settings`] as kernels take them.
+#[derive(Clone, Copy, PartialEq)]
+struct Rule {
+    choice: Choice,
+    repetition_penalty: f32,
+    n_suppressed: usize,
 }
 
-/// What tokens are chosen with, beside the logits.
-struct Choosing {
-    /// Logits after the last prompt.
-    prompt: Buffer<f32>,
-    ids: [Buffer<u32>; 3],
+impl Rule {
+    fn of(settings: &Settings) -> Self {
+        let &Settings { choice, repetition_penalty, ref suppress, .. } = settings;
+        Self { choice, repetition_penalty, n_suppressed: suppress.len() }
+    }
+}
+
+/// The rows of a step on the device.
+struct Placed {
+    ids: Ids,
+    step: Step,
+    positions: Positions,
+    n_rows: usize,
+}
+
+/// What the tokens of some rows are chosen with, on the device.
+struct PlacedChances {
+    adjustment: Adjustment,
+    logits: Buffer<f32>,
     streams: Buffer<u64>,
     positions: Buffer<u64>,
     tokens: Buffer<u32>,
@@ -124,7 +134,26 @@ impl DeviceDecoder {
         let table = Table::new(config.rope_theta, config.head_dim, config.context);
         let table = DeviceTable::new(&*device, &table)?;
         let parts = weights.parts();
-        Ok(Self { device, config, parts, rounded, table, caches, n_pages, rows, logits, choosing })
+        let graphs = Graphs::new(N_GRAPHS);
+        Ok(Self {
+            device,
+            config,
+            parts,
+            rounded,
+            table,
+            caches,
+            n_pages,
+            rows,
+            logits,
+            choosing,
+            graphs,
+        })
+    }
+
+    /// The same without graphs: each kernel is launched by itself.
+    #[must_use]
+    pub fn without_graphs(self) -> Self {
+        Self { graphs: Graphs::new(0), ..self }
     }
 
     /// Bytes of device memory that [`Self::new`] takes, rotary tables aside.
@@ -155,7 +184,8 @@ impl DeviceDecoder {
         }
         let [a, b] = &self.rows.documents;
         let documents = Documents::new(device, &starts, [a, b])?;
-        let states = self.states(&tokens, &rows, &Attend::Prompts(documents))?;
+        let placed = self.place(&tokens, &rows)?;
+        let states = self.states(&placed, &Attend::Prompts(documents))?;
         let row = |i: usize| states.slice(i * self.config.d_model..(i + 1) * self.config.d_model);
         // A prompt's last row moves to the front, to where no row is that is still wanted.
         for (to, &last) in lasts.iter().enumerate().filter(|(to, last)| to != *last) {
@@ -172,8 +202,39 @@ impl DeviceDecoder {
     /// # Panics
     /// When what was planned for is exceeded.
     pub fn step(&self, tokens: &[u32], rows: &[Row<'_>]) -> Result<(), Error> {
-        let states = self.states(tokens, rows, &Attend::Cache)?;
-        self.logits_of(&states, tokens.len())
+        let placed = self.place(tokens, rows)?;
+        self.graphs.run(&*self.device, placed.shape(None), || self.compute(&placed))
+    }
+
+    /// As [`Self::step`], and chooses a token after each row.
+    ///
+    /// # Errors
+    /// When the device fails.
+    ///
+    /// # Panics
+    /// As of both, and when there is not a chance for each row.
+    pub fn step_and_choose(
+        &self,
+        tokens: &[u32],
+        rows: &[Row<'_>],
+        settings: &Settings,
+        chances: &[Chance<'_>],
+    ) -> Result<Vec<Chosen>, Error> {
+        assert_eq!(chances.len(), rows.len(), "a chance for each row");
+        let placed = self.place(tokens, rows)?;
+        let with = self.place_chances(settings, chances)?;
+        let shape = placed.shape(Some(Rule::of(settings)));
+        self.graphs.run(&*self.device, shape, || {
+            self.compute(&placed)?;
+            self.choose_with(settings, &with)
+        })?;
+        self.chosen(&with)
+    }
+
+    /// The launches of a step.
+    fn compute(&self, placed: &Placed) -> Result<(), Error> {
+        let states = self.states(placed, &Attend::Cache)?;
+        self.logits_of(&states, placed.n_rows)
     }
 
     /// Chooses a token from each of the first of the last logits, which are changed.
@@ -188,29 +249,50 @@ impl DeviceDecoder {
         settings: &Settings,
         chances: &[Chance<'_>],
     ) -> Result<Vec<Chosen>, Error> {
+        let with = self.place_chances(settings, chances)?;
+        self.choose_with(settings, &with)?;
+        self.chosen(&with)
+    }
+
+    fn place_chances(
+        &self,
+        settings: &Settings,
+        chances: &[Chance<'_>],
+    ) -> Result<PlacedChances, Error> {
         let (device, vocab, n) = (&*self.device, self.config.vocab_size, chances.len());
         let Choosing { ids: [suppressed, seen, ends], streams, positions, tokens, .. } =
             &self.choosing;
-        let (logits, tokens) = (self.logits.front(n * vocab), tokens.front(n));
         let lists: Vec<&[u32]> = chances.iter().map(|chance| chance.seen).collect();
         let rule = (vocab, settings.repetition_penalty);
         let scratch = [suppressed, seen, ends];
-        Adjustment::new(device, &settings.suppress, &lists, rule, scratch)?
-            .apply(device, &logits)?;
+        let adjustment = Adjustment::new(device, &settings.suppress, &lists, rule, scratch)?;
+        let (streams, positions) = (streams.front(2 * n), positions.front(n));
+        if matches!(settings.choice, Choice::Sample(_)) {
+            let of_rows: Vec<u64> =
+                chances.iter().flat_map(|chance| sampling::stream(chance.rng)).collect();
+            streams.write(device, &of_rows)?;
+            let of_rows: Vec<u64> = chances.iter().map(|chance| chance.position).collect();
+            positions.write(device, &of_rows)?;
+        }
+        let (logits, tokens) = (self.logits.front(n * vocab), tokens.front(n));
+        Ok(PlacedChances { adjustment, logits, streams, positions, tokens })
+    }
+
+    /// The launches of a choice.
+    fn choose_with(&self, settings: &Settings, with: &PlacedChances) -> Result<(), Error> {
+        let (device, vocab) = (&*self.device, self.config.vocab_size);
+        let PlacedChances { adjustment, logits, streams, positions, tokens } = with;
+        adjustment.apply(device, logits)?;
         match &settings.choice {
-            Choice::Greedy => sampling::greedy(device, &logits, vocab, &tokens)?,
+            Choice::Greedy => sampling::greedy(device, logits, vocab, tokens),
             Choice::Sample(policy) => {
-                let (streams, positions) = (streams.front(2 * n), positions.front(n));
-                let of_rows: Vec<u64> =
-                    chances.iter().flat_map(|chance| sampling::stream(chance.rng)).collect();
-                streams.write(device, &of_rows)?;
-                let of_rows: Vec<u64> = chances.iter().map(|chance| chance.position).collect();
-                positions.write(device, &of_rows)?;
-                let random = [&streams, &positions];
-                sampling::draw(device, &logits, vocab, policy, random, &tokens)?;
+                sampling::draw(device, logits, vocab, policy, [streams, positions], tokens)
             }
         }
-        Ok(tokens.read(device)?.into_iter().map(sampling::chosen).collect())
+    }
+
+    fn chosen(&self, with: &PlacedChances) -> Result<Vec<Chosen>, Error> {
+        Ok(with.tokens.read(&*self.device)?.into_iter().map(sampling::chosen).collect())
     }
 
     /// Keeps the logits of the last prompt for [`Self::recall_prompt`].
@@ -247,26 +329,28 @@ impl DeviceDecoder {
         Product { layout: Layout::Nt, sizes, a: x, b: weights, c, accumulate }.run(&*self.device)
     }
 
-    /// The normalized states after the last block.
-    fn states(
-        &self,
-        tokens: &[u32],
-        rows: &[Row<'_>],
-        attend: &Attend,
-    ) -> Result<Buffer<bf16>, Error> {
-        let (device, config, t) = (&*self.device, &self.config, tokens.len());
-        let all = &self.rows;
+    /// Copies what is to be computed to the device.
+    fn place(&self, tokens: &[u32], rows: &[Row<'_>]) -> Result<Placed, Error> {
+        let (device, all) = (&*self.device, &self.rows);
         let [ids, order, groups] = &all.ids;
-        let ids = Ids::new(device, tokens, config.vocab_size, [ids, order, groups])?;
+        let ids = Ids::new(device, tokens, self.config.vocab_size, [ids, order, groups])?;
         let [slots, tables, counts] = &all.step;
         let step = Step::new(device, rows, self.n_pages, [slots, tables, counts])?;
         let at: Vec<u32> = rows.iter().map(|(_, count)| *count as u32 - 1).collect();
         let positions = Positions::new(device, &at, &self.table, &all.positions)?;
+        Ok(Placed { ids, step, positions, n_rows: rows.len() })
+    }
+
+    /// The normalized states after the last block.
+    fn states(&self, placed: &Placed, attend: &Attend) -> Result<Buffer<bf16>, Error> {
+        let (device, config, all) = (&*self.device, &self.config, &self.rows);
+        let Placed { ids, step, positions, n_rows: t } = placed;
+        let t = *t;
         let x = all.x.front(t * config.d_model);
         let table = self.rounded.slice(self.parts[0].range.clone());
-        embedding::cuda::forward(device, &table, &ids, &x)?;
+        embedding::cuda::forward(device, &table, ids, &x)?;
         for layer in 0..config.n_layers {
-            self.block(layer, &x, &step, &positions, attend)?;
+            self.block(layer, &x, step, positions, attend)?;
         }
         let gain = self.parts[1 + config.n_layers * BLOCK_PARTS].range.clone();
         let (delta, normed) = (all.delta.front(x.len()), all.normed.front(x.len()));
@@ -339,194 +423,9 @@ impl DeviceDecoder {
     }
 }
 
-/// Every buffer of a decoder, counted or taken.
-struct Buffers {
-    rounded: Buffer<bf16>,
-    caches: Vec<LayerCache>,
-    rows: Rows,
-    logits: Buffer<f32>,
-    choosing: Choosing,
-}
-
-impl Buffers {
-    fn new(
-        config: &Config,
-        n_pages: usize,
-        [n_rows, n_logits]: [usize; 2],
-        planner: &mut Planner<'_>,
-    ) -> Option<Self> {
-        let rounded = planner.take(config.n_parameters() as usize);
-        let len = LayerCache::len_of(heads(config), n_pages);
-        let caches: Vec<Option<LayerCache>> = (0..config.n_layers)
-            .map(|_| {
-                let (keys, values) = (planner.take(len), planner.take(len));
-                Some(LayerCache { keys: keys?, values: values? })
-            })
-            .collect();
-        let rows = Rows::new(config, n_rows, planner);
-        let logits = planner.take(n_logits * config.vocab_size);
-        let choosing = Choosing::new(config, n_logits, planner);
-        let caches = caches.into_iter().collect::<Option<_>>()?;
-        let (rounded, rows, logits) = (rounded?, rows?, logits?);
-        Some(Self { rounded, caches, rows, logits, choosing: choosing? })
-    }
-}
-
-impl Generator {
-    /// What a node that generates `n_sequences` texts at a time is to ask of a device.
-    pub fn work(config: &Config, n_sequences: usize) -> device::Work {
-        let [n_pages, n_rows] = Self::sizes(config, n_sequences);
-        device::Work {
-            supported: DeviceModel::supports(config),
-            planned_bytes: DeviceDecoder::bytes(config, n_pages, [n_rows, n_sequences]),
-            remedy: "lower `batch`",
-        }
-    }
-
-    /// Copies a model and plans the cache for `n_sequences` of the model's whole context.
-    ///
-    /// # Errors
-    /// When the device has not enough memory.
-    ///
-    /// # Panics
-    /// When [`DeviceModel::supports`] says no.
-    pub fn new(
-        device: Arc<dyn Device>,
-        weights: &Weights,
-        n_sequences: usize,
-    ) -> Result<Self, Failure> {
-        let [n_pages, n_rows] = Self::sizes(weights.config(), n_sequences);
-        let decoder = DeviceDecoder::new(device, weights, n_pages, [n_rows, n_sequences])
-            .map_err(device::failure)?;
-        let spare_page = n_pages - 1;
-        Ok(Self {
-            decoder,
-            pages: Pages::new(spare_page),
-            n_rows: n_sequences,
-            spare_page: spare_page as u32,
-        })
-    }
-
-    /// What computes.
-    pub fn decoder(&self) -> &DeviceDecoder {
-        &self.decoder
-    }
-
-    /// Pages with the spare one, and most rows of a pass.
-    fn sizes(config: &Config, n_sequences: usize) -> [usize; 2] {
-        let n_rows = n_sequences.max(config.context);
-        [n_sequences * Cache::pages_for(config.context) + 1, n_rows]
-    }
-}
-
-impl Decode for Generator {
-    fn config(&self) -> &Config {
-        &self.decoder.config
-    }
-
-    fn prefill(&mut self, _: &Pool, prompt: &[u32]) -> Result<Sequence, Failure> {
-        let mut sequence = self.pages.start();
-        self.pages.extend(&mut sequence, prompt.len()).expect("the cache was planned for it");
-        let decoder = &self.decoder;
-        decoder
-            .prefill(&[(prompt, sequence.pages())])
-            .and_then(|()| decoder.keep_prompt())
-            .map_err(device::failure)?;
-        Ok(sequence)
-    }
-
-    fn first(
-        &mut self,
-        _: &Pool,
-        settings: &Settings,
-        chance: Chance<'_>,
-    ) -> Result<Chosen, Failure> {
-        let decoder = &self.decoder;
-        decoder.recall_prompt().map_err(device::failure)?;
-        Ok(decoder.choose(settings, &[chance]).map_err(device::failure)?[0])
-    }
-
-    fn fork(&mut self, sequence: &Sequence) -> Result<Sequence, Failure> {
-        let (fork, copy) = self.pages.fork(sequence).expect("the cache was planned for it");
-        let DeviceDecoder { device, config, caches, .. } = &self.decoder;
-        for cache in caches {
-            if let Some(pages) = copy {
-                cache.copy_page(&**device, heads(config), pages).map_err(device::failure)?;
-            }
-        }
-        Ok(fork)
-    }
-
-    fn release(&mut self, sequence: Sequence) {
-        self.pages.release(sequence);
-    }
-
-    fn step(
-        &mut self,
-        _: &Pool,
-        settings: &Settings,
-        rows: &mut [generate::Row<'_>],
-    ) -> Result<Vec<Chosen>, Failure> {
-        for row in &mut *rows {
-            self.pages.extend(row.sequence, 1).expect("the cache was planned for it");
-        }
-        let spare: &[u32] = &[self.spare_page];
-        let (mut tokens, mut places): (Vec<u32>, Vec<Row<'_>>) =
-            rows.iter().map(|row| (row.token, (row.sequence.pages(), row.sequence.len()))).unzip();
-        tokens.resize(self.n_rows, 0);
-        places.resize(self.n_rows, (spare, 1));
-        self.decoder.step(&tokens, &places).map_err(device::failure)?;
-        let chances: Vec<Chance<'_>> = rows.iter().map(|row| row.chance).collect();
-        self.decoder.choose(settings, &chances).map_err(device::failure)
-    }
-}
-
-impl Choosing {
-    /// For at most `n` rows.
-    fn new(config: &Config, n: usize, planner: &mut Planner<'_>) -> Option<Self> {
-        let prompt = planner.take(config.vocab_size);
-        let ids = [config.vocab_size, n * config.context, n + 1].map(|len| planner.take(len));
-        let (streams, positions) = (planner.take(2 * n), planner.take(n));
-        let tokens = planner.take(n);
-        let [suppressed, seen, ends] = ids;
-        Some(Self {
-            prompt: prompt?,
-            ids: [suppressed?, seen?, ends?],
-            streams: streams?,
-            positions: positions?,
-            tokens: tokens?,
-        })
-    }
-}
-
-impl Rows {
-    fn new(config: &Config, n: usize, planner: &mut Planner<'_>) -> Option<Self> {
-        let pages = config.context.div_ceil(16);
-        let numbers = [n, n, 3 * n, n, n, n, n, n * pages, n].map(|len| planner.take(len));
-        let (d, f) = (config.d_model, config.d_ffn);
-        let low = [d, d, d, config.qkv_width(), config.q_width(), 2 * f, f]
-            .map(|width| planner.take(n * width));
-        let high = [1, config.n_heads + config.n_kv_heads, config.n_heads]
-            .map(|width| planner.take(n * width));
-        let [ids, order, groups, positions, starts, ends, slots, tables, counts] = numbers;
-        let [x, delta, normed, qkv, heads_out, gate_up, hidden] = low;
-        let [rstd, qk_rstd, lse] = high;
-        Some(Self {
-            ids: [ids?, order?, groups?],
-            positions: positions?,
-            documents: [starts?, ends?],
-            step: [slots?, tables?, counts?],
-            x: x?,
-            delta: delta?,
-            normed: normed?,
-            qkv: qkv?,
-            heads_out: heads_out?,
-            gate_up: gate_up?,
-            hidden: hidden?,
-            rstd: rstd?,
-            qk_rstd: qk_rstd?,
-            lse: lse?,
-        })
+impl Placed {
+    fn shape(&self, rule: Option<Rule>) -> Shape {
+        Shape { n_rows: self.n_rows, table_width: self.step.table_width(), rule }
     }
 }
 

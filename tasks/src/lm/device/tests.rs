@@ -151,6 +151,60 @@ fn losses_fall_as_on_the_cpu_and_repeat_bit_for_bit() {
     assert!(losses[3] < losses[0], "{losses:?}");
 }
 
+/// Every step has other tokens, other distinct ids, another number of targets, another rate; a shape
+/// that comes again is replayed, and nothing differs from launches one by one.
+#[test]
+fn graphs_change_no_bit_of_a_training() {
+    const N_STEPS: u64 = 5;
+    let dir = tempfile::tempdir().unwrap();
+    let config = config(false);
+    let weights = weights(&config);
+    let batch = |step: u64| {
+        let (mut batch, rng) = (Batch::default(), Philox::new(step, "tokens"));
+        for (row, length) in [7_u64, 1, 12, 3].into_iter().enumerate() {
+            batch.push_span((0..length).map(|i| {
+                let at = 2 * (100 * row as u64 + i);
+                let id = rng.below(at, 40 / step) as u32;
+                (id, (at % step != 1).then(|| rng.below(at + 1, 40) as u32))
+            }));
+            batch.end_row();
+        }
+        batch
+    };
+    let run = |keeps_graphs: bool| {
+        let emulator = Arc::new(Emulator::new(dir.path(), Schedule::Forward));
+        let device: Arc<dyn Device> = Arc::clone(&emulator) as _;
+        let model = DeviceModel::new(device, &weights, 24, Purpose::Train).unwrap();
+        let model = if keeps_graphs { model } else { model.without_graphs() };
+        let (mut losses, mut n_passes, mut shapes) = (Vec::new(), 0, Vec::new());
+        for step in 1..=N_STEPS {
+            let batch = batch(step);
+            model.clear_gradients().unwrap();
+            let loss = Loss { z_loss: 1e-2, scale: 1.0 / batch.n_targets() as f32 };
+            for micro in batch.micro_batches(12) {
+                losses.push(model.loss_and_gradients(&micro, loss).unwrap().nll);
+                shapes.push(micro.ids.len());
+                n_passes += 1;
+            }
+            let (lr, scale) = (1e-2 / step as f64, 1.0 / (1.0 + model.gradient_norm().unwrap()));
+            let settings = AdamW { lr, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1 };
+            model.update(|_| settings, step, scale as f32).unwrap();
+        }
+        let mut trained = Weights::zeros(&config);
+        model.weights(&mut trained).unwrap();
+        shapes.sort_unstable();
+        shapes.dedup();
+        (losses, trained, model.moments().unwrap(), emulator.n_replays(), n_passes, shapes.len())
+    };
+    let (losses, trained, moments, n_replays, n_passes, n_shapes) = run(true);
+    let plain = run(false);
+    assert!(n_shapes > 1, "micro-batches have several shapes");
+    // All but the first pass of each shape, and all but the first update.
+    assert_eq!((n_replays, plain.3), (n_passes - n_shapes as u64 + N_STEPS - 1, 0));
+    assert_eq!(losses, plain.0);
+    assert!((trained, moments) == (plain.1, plain.2));
+}
+
 /// A sequence computed as a prompt and then token by token has the logits of the whole, and its own
 /// whatever else is in the batch.
 #[test]
@@ -259,10 +313,65 @@ fn a_reader_has_the_states_and_losses_of_the_cpu() {
     }
 }
 
+/// Only rows with a target have logits, some of them several times, and in more than one pass.
+#[test]
+fn likelihoods_are_those_of_the_cpu() {
+    let dir = tempfile::tempdir().unwrap();
+    let (config, pool) = (config(true), Pool::new(1));
+    let weights = weights(&config);
+    let device: Arc<dyn Device> = Arc::new(Emulator::new(dir.path(), Schedule::WarpsBackward));
+    let model = DeviceModel::new(device, &weights, 24, Purpose::Read).unwrap();
+    let ids: Vec<u32> = (0..19).map(|i| (i * 7 + 3) % 40).collect();
+    let starts: Vec<u32> = (0..19).map(|i| if i < 11 { 0 } else { 11 }).collect();
+    let targets: Vec<(usize, u32)> =
+        (0..60).map(|i| ([18, 4, 11, 18, 0][i % 5], (i * 11 % 40) as u32)).collect();
+    let (nll, likeliest) = model.likelihoods([&ids, &starts], &targets).unwrap();
+    assert_eq!((nll.len(), likeliest.len()), (60, 60));
+
+    let mut forward = crate::lm::forward::Forward::new(&config, 24);
+    let hidden = forward.hidden(&pool, &weights, &ids, &starts);
+    let (d, mut n_clear) = (config.d_model, 0);
+    for ((&(row, token), nll), likeliest) in targets.iter().zip(nll).zip(likeliest) {
+        let state = &hidden[row * d..(row + 1) * d];
+        let logits: Vec<f64> = (weights.output().chunks_exact(d))
+            .map(|of| of.iter().zip(state).map(|(&x, &y)| f64::from(x) * f64::from(y)).sum())
+            .collect();
+        let total: f64 = logits.iter().map(|logit| logit.exp()).sum();
+        let expected = total.ln() - logits[token as usize];
+        assert!((f64::from(nll) - expected).abs() < 0.05, "row {row}: {nll} {expected}");
+        let mut order: Vec<usize> = (0..logits.len()).collect();
+        order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]));
+        if logits[order[0]] - logits[order[1]] > 0.1 {
+            assert_eq!(likeliest as usize, order[0], "row {row}");
+            n_clear += 1;
+        }
+    }
+    assert!(n_clear > 20, "{n_clear} rows have a likeliest token");
+}
+
 /// Texts of all requests, by index, `n_slots` at a time.
 fn generated(
     weights: &Weights,
     dir: &std::path::Path,
+    n_slots: usize,
+    order: &[u64],
+) -> Vec<Vec<u32>> {
+    let policy = Policy { temperature: 1.0, top_k: 0, top_p: 0.9 };
+    let settings = Settings {
+        choice: Choice::Sample(policy),
+        repetition_penalty: 1.1,
+        suppress: vec![0, 2],
+        stop: vec![1],
+    };
+    let device: Arc<dyn Device> = Arc::new(Emulator::new(dir, Schedule::Forward));
+    let mut generator = Generator::new(device, weights, n_slots + 1).unwrap();
+    written(&mut generator, &settings, n_slots, order)
+}
+
+/// Texts of all requests with any settings.
+fn written(
+    generator: &mut Generator,
+    settings: &Settings,
     n_slots: usize,
     order: &[u64],
 ) -> Vec<Vec<u32>> {
@@ -297,19 +406,40 @@ fn generated(
         rng: Philox::new(3, "test").fork(i),
         n_tokens_max: 4 + i as usize,
     };
-    let policy = Policy { temperature: 1.0, top_k: 0, top_p: 0.9 };
-    let settings = Settings {
-        choice: Choice::Sample(policy),
-        repetition_penalty: 1.1,
-        suppress: vec![0, 2],
-        stop: vec![1],
-    };
-    let device: Arc<dyn Device> = Arc::new(Emulator::new(dir, Schedule::Forward));
-    let mut generator = Generator::new(device, weights, n_slots + 1).unwrap();
     let requests = order.iter().rev().map(request).collect();
     let mut collect = Collect { requests, texts: vec![Vec::new(); order.len()] };
-    generate(&Pool::new(2), &mut generator, &settings, n_slots, &mut collect).unwrap();
+    generate(&Pool::new(2), generator, settings, n_slots, &mut collect).unwrap();
     collect.texts
+}
+
+/// Positions, pages, random numbers and penalized ids are those of each step, also where several
+/// kinds of choice take turns on one decoder and tables grow.
+#[test]
+fn graphs_change_no_token() {
+    let dir = tempfile::tempdir().unwrap();
+    let weights = weights(&config(true));
+    let sample = |temperature, top_k, top_p| Choice::Sample(Policy { temperature, top_k, top_p });
+    let all = [
+        Settings { choice: sample(1.0, 0, 0.9), repetition_penalty: 1.1, ..greedy() },
+        Settings { repetition_penalty: 1.3, suppress: vec![0, 2], ..greedy() },
+        Settings { choice: sample(1.3, 7, 1.0), suppress: vec![3], ..greedy() },
+        Settings { choice: sample(0.6, 0, 1.0), ..greedy() },
+    ];
+    let run = |keeps_graphs: bool| {
+        let emulator = Arc::new(Emulator::new(dir.path(), Schedule::Forward));
+        let device: Arc<dyn Device> = Arc::clone(&emulator) as _;
+        let generator = Generator::new(device, &weights, 4).unwrap();
+        let mut generator = if keeps_graphs { generator } else { generator.without_graphs() };
+        let texts: Vec<Vec<Vec<u32>>> = (0..2)
+            .flat_map(|_| &all)
+            .map(|settings| written(&mut generator, settings, 3, &[5, 2, 0, 4, 1, 3]))
+            .collect();
+        (texts, emulator.n_replays())
+    };
+    let ((texts, n_replays), (plain, n_plain)) = (run(true), run(false));
+    assert!(n_replays > 40 && n_plain == 0, "{n_replays} {n_plain}");
+    assert_eq!(texts, plain);
+    assert_eq!(texts[..4], texts[4..]);
 }
 
 #[test]
