@@ -88,12 +88,14 @@ fn workers(pid: u32) -> Vec<Pid> {
     attempts.chain(servers.iter().copied()).collect()
 }
 
-/// Processes that were started in this place, as a run and all that belongs to it are.
+/// Processes of attempts whose work lies in this place.
 fn left_behind(place: &Place) -> Vec<String> {
-    let here = place.path().canonicalize().unwrap();
+    let wanted = format!("SBP_ATTEMPT_DIR={}", place.path().canonicalize().unwrap().display());
     let processes = fs::read_dir("/proc").unwrap().flatten();
-    let of_place = processes
-        .filter(|entry| fs::read_link(entry.path().join("cwd")).is_ok_and(|dir| dir == here));
+    let of_place = processes.filter(|entry| {
+        let environment = fs::read(entry.path().join("environ")).unwrap_or_default();
+        environment.split(|byte| *byte == 0).any(|entry| entry.starts_with(wanted.as_bytes()))
+    });
     of_place.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
 }
 

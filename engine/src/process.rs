@@ -11,6 +11,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{
     Pid, PidfdFlags, Resource, Rlimit, Signal, kill_process_group, pidfd_open, prlimit,
@@ -250,9 +251,11 @@ impl Drop for Program {
 }
 
 /// Kills whatever still runs for the attempts whose work folders these are: what they left behind
-/// when their own process was killed. They are known by the folder in their environment.
+/// when their own process was killed. They are known by the folder in their environment. Waits a
+/// moment for their ends, so that none makes a folder anew that is removed next.
 pub(crate) fn kill_leftovers(variable: &str, dirs: &[std::path::PathBuf]) {
     let Ok(entries) = fs::read_dir("/proc") else { return };
+    let mut killed = Vec::new();
     let wanted: Vec<Vec<u8>> = dirs
         .iter()
         .map(|dir| [variable.as_bytes(), b"=", dir.as_os_str().as_encoded_bytes()].concat())
@@ -266,9 +269,14 @@ pub(crate) fn kill_leftovers(variable: &str, dirs: &[std::path::PathBuf]) {
         let Ok(environment) = fs::read(entry.path().join("environ")) else { continue };
         let is_ours = |entry: &[u8]| wanted.iter().any(|wanted| entry == wanted.as_slice());
         if environment.split(|byte| *byte == 0).any(is_ours) {
+            killed.extend(pidfd_open(pid, PidfdFlags::empty()));
             // It may end by itself at this moment.
             let _ = rustix::process::kill_process(pid, Signal::KILL);
         }
+    }
+    for process in killed {
+        let mut end = [PollFd::new(&process, PollFlags::IN)];
+        let _ = poll(&mut end, Some(&Timespec { tv_sec: 1, tv_nsec: 0 }));
     }
 }
 

@@ -38,6 +38,8 @@ use crate::process::{Ended, OOM_SCORE, die_with_parent};
 const REQUEST_MAX: usize = 32 << 10;
 /// The conversation, what is printed, and how it ended.
 const N_PASSED: usize = 3;
+/// Bytes that the server's environment keeps free for the folder of a copy: no path is longer.
+const PATH_BYTES_MAX: usize = 4096;
 
 /// What a run wants of its fork server.
 #[derive(Debug, Serialize, Deserialize)]
@@ -124,6 +126,7 @@ impl Running {
         let (socket, its) =
             socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
         let mut command = launcher.command()?;
+        command.env(ATTEMPT, " ".repeat(PATH_BYTES_MAX));
         // What the terminal says to the run is not said to its attempts.
         command.process_group(0).stdin(Stdio::from(its)).stdout(Stdio::null());
         Ok(Self { process: command.spawn()?, socket })
@@ -316,12 +319,29 @@ fn become_copy(node: &str, work_dir: &Path, printed: &OwnedFd) -> io::Result<()>
     let _ = rustix::process::setpgid(None, None);
     put(printed, 1)?;
     put(printed, 2)?;
-    // SAFETY: This process has one thread.
-    unsafe { std::env::set_var(ATTEMPT, work_dir) };
+    mark(work_dir)?;
     // The list of processes shows its beginning.
     if let Ok(name) = CString::new(node) {
         let _ = rustix::thread::set_name(&name);
     }
+    Ok(())
+}
+
+/// Writes the attempt's folder into the environment, in place of the blanks that the run put there:
+/// only so do others see it too, who look for what a run left behind.
+fn mark(work_dir: &Path) -> io::Result<()> {
+    let dir = work_dir.as_os_str().as_encoded_bytes();
+    let name = CString::new(ATTEMPT)?;
+    // SAFETY: No other thread changes the environment meanwhile.
+    let value = unsafe { libc::getenv(name.as_ptr()) };
+    if value.is_null() || dir.len() > PATH_BYTES_MAX {
+        return Err(Errno::NAMETOOLONG.into());
+    }
+    // SAFETY: The value is as long as the run made it, and lies where the system put the environment
+    // of a process, which may write there.
+    let value = unsafe { std::slice::from_raw_parts_mut(value.cast::<u8>(), PATH_BYTES_MAX) };
+    value.fill(0);
+    value[..dir.len()].copy_from_slice(dir);
     Ok(())
 }
 

@@ -14,7 +14,7 @@ const IS_ATTEMPT: &str = "SBP_TEST_IS_ATTEMPT";
 #[serde(deny_unknown_fields, default)]
 struct Deed {
     /// What happens at the third of six steps: `segfault`, `abort`, `allocate`, `panic`, `exit`,
-    /// `kill_once`, `kill_server_once`, `park`, `deaf`, or nothing.
+    /// `kill_once`, `kill_server_once`, `look`, `park`, `deaf`, or nothing.
     act: String,
     scale: f64,
     n_items: u64,
@@ -110,6 +110,13 @@ fn act(ctx: &Context, act: &str, first: u64) -> Result<(), Failure> {
             rustix::process::kill_process(server, rustix::process::Signal::KILL)
                 .map_err(std::io::Error::from)?;
             std::thread::sleep(Duration::from_mins(1));
+        }
+        "look" => {
+            let dir = ctx.scratch()?.parent().expect("a scratch folder lies in the attempt's");
+            assert_eq!(std::env::var_os("SBP_ATTEMPT_DIR").as_deref(), Some(dir.as_os_str()));
+            let wanted = format!("SBP_ATTEMPT_DIR={}", dir.display());
+            let environment = fs::read("/proc/self/environ")?;
+            assert!(environment.split(|byte| *byte == 0).any(|entry| entry == wanted.as_bytes()));
         }
         "park" if !ctx.is_approved() => return Err(Failure::parked("needs a decision")),
         "wait" => loop {
@@ -269,6 +276,17 @@ async fn a_killed_process_goes_on_from_its_checkpoint() {
     assert!(message.unwrap_or_default().contains("signal 9 (SIGKILL)"), "{first:?}");
     let lines = engine.logs("", "a", Lines::Last(99)).await.unwrap();
     assert!(lines.iter().any(|line| line.text == "from step 3"), "{lines:?}");
+}
+
+/// Whoever looks for what a killed run left behind knows it by its folder.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_process_is_known_by_its_folder() {
+    let mut bench = Bench::new();
+    for i in 0..3 {
+        add(&mut bench, &format!("n{i}"), &[], &json!({"scale": i, "act": "look"}));
+    }
+    let summary = run_with(&bench, processes()).await;
+    assert_eq!(summary.state, RunState::Done, "{:?}", summary.failures);
 }
 
 /// Every attempt under way ends with the fork server, and the next one gets another server.
