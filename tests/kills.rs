@@ -99,6 +99,18 @@ fn left_behind(place: &Place) -> Vec<String> {
     of_place.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
 }
 
+/// Everything below a folder.
+fn walkdir(dir: &Path) -> Vec<String> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir).unwrap().flatten() {
+        found.push(entry.path().display().to_string());
+        if entry.file_type().unwrap().is_dir() {
+            found.extend(walkdir(&entry.path()));
+        }
+    }
+    found
+}
+
 /// Lets a run go on under random kills of itself and of its attempts' processes; gives how many
 /// there were, and whether it ended by itself.
 fn torment(place: &Place, run: &[&str], dice: &mut Dice, took: Duration) -> (u64, bool) {
@@ -168,7 +180,8 @@ fn killed_processes_lose_and_repeat_nothing() {
             "{finished:?}"
         );
         assert_eq!(left_behind(&place), [""; 0]);
-        assert_eq!(fs::read_dir(place.path().join(".sbp/work")).unwrap().count(), 0);
+        let work = walkdir(&place.path().join(".sbp/work"));
+        assert_eq!(work, [""; 0], "folders of attempts are left");
         place.sbp(&["verify", "--quiet"]).expect(0);
     }
     println!("{n_kills} kills in {n_worlds} worlds");

@@ -109,8 +109,9 @@ impl Store {
             let path = dir.join(name);
             fs::create_dir_all(&path).map_err(Error::io("create folder", &path))?;
         }
-        // A run that cannot write should say so before it computes for hours.
-        let probe = tempfile::Builder::new().prefix("probe").tempfile_in(dir.join("work"));
+        // A run that cannot write should say so before it computes for hours. A file without a name
+        // leaves none behind, whatever happens next.
+        let probe = tempfile::tempfile_in(dir.join("work"));
         probe.map_err(Error::io("write to", &dir.join("work")))?;
         Ok(Self { dir, id })
     }

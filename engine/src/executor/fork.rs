@@ -187,6 +187,7 @@ pub(super) fn serve() -> io::Result<Role> {
     die_with_parent()?;
     // The copies inherit it. Where the system does not let us, its own choice stands.
     let _ = fs::write("/proc/self/oom_score_adj", OOM_SCORE);
+    let server = rustix::process::getpid();
     let mut copies: Vec<Served> = Vec::new();
     let mut bytes = vec![0; REQUEST_MAX];
     loop {
@@ -215,7 +216,7 @@ pub(super) fn serve() -> io::Result<Role> {
                         copies.push(Served { id, process, end, farewell });
                     }
                     Ok(None) => {
-                        become_copy(&node, &work_dir, &printed)?;
+                        become_copy(server, &node, &work_dir, &printed)?;
                         return Ok(Role::Copy(UnixStream::from(conversation)));
                     }
                     Err(error) => say(&mut farewell, &Err(error.to_string())),
@@ -309,11 +310,10 @@ fn fork() -> io::Result<Option<(Pid, OwnedFd)>> {
 }
 
 /// What a copy does first.
-fn become_copy(node: &str, work_dir: &Path, printed: &OwnedFd) -> io::Result<()> {
-    let server = rustix::process::getppid();
+fn become_copy(server: Pid, node: &str, work_dir: &Path, printed: &OwnedFd) -> io::Result<()> {
     die_with_parent()?;
     // The server may have died before the wish was known.
-    if rustix::process::getppid() != server || server == Some(Pid::INIT) {
+    if rustix::process::getppid() != Some(server) {
         return Err(Errno::SRCH.into());
     }
     let _ = rustix::process::setpgid(None, None);

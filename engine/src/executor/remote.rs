@@ -9,8 +9,11 @@ use std::time::Duration;
 
 use super::fork::{Farewell, Fork, ForkServer};
 use super::wire::{Assignment, LastWord, Order, Word, send};
+use crate::exec::ATTEMPT;
 use crate::item::Board;
-use crate::process::{Ended, LINE_MAX, LastLines, Limits, Lines, Stream, Watched, drain, watch};
+use crate::process::{
+    Ended, LINE_MAX, LastLines, Limits, Lines, Stream, Watched, drain, kill_leftovers, watch,
+};
 use crate::task::{CancelToken, Failure, LogLevel, Outputs, Report, Sink};
 
 /// From the request to stop to the kill; the scheduler gives an attempt up after as long.
@@ -65,8 +68,12 @@ pub(crate) fn run(
             conclude(heard.into_inner(), ended, cancel, &last_lines.into_inner(), limit)
         }
         Ok(Some(Err(why))) => not_started(&why),
-        Ok(None) if cancel.is_cancelled() => Ran::lost(Failure::cancelled(), None),
         Ok(None) => {
+            // They end with it, but what they started may take its time.
+            kill_leftovers(ATTEMPT, &[work_dir.to_owned()]);
+            if cancel.is_cancelled() {
+                return Ran::lost(Failure::cancelled(), None);
+            }
             let message =
                 "the process that starts the attempts' processes is gone, and they with it";
             Ran::lost(Failure::transient(message), None)
