@@ -44,7 +44,7 @@ use crate::settings::Place;
 
 /// Does what the command line asks.
 pub(crate) fn run(cli: Cli, printer: Printer) -> Result<ExitStatus> {
-    let place = Place::new(&cli.global);
+    let place = Place::new(&cli.global)?;
     match cli.command {
         Command::Tasks(args) => tasks::run(args, printer),
         Command::Schema => schema::run(printer),

@@ -10,7 +10,11 @@ use engine::plan::Targets;
 use engine::run::Options;
 
 use crate::cli::{ColorChoice, Executor, Global, PipelineArgs, Share};
+use crate::error::{Error, Result};
 use crate::printer::{Format, Printer};
+
+/// Kinds of ledgers that have a URL.
+const LEDGER_SCHEMES: [&str; 3] = ["sqlite", "postgres", "postgresql"];
 
 /// Where runs are kept.
 #[derive(Clone, Debug)]
@@ -23,8 +27,20 @@ pub(crate) struct Place {
 
 impl Place {
     /// From the flags.
-    pub(crate) fn new(global: &Global) -> Self {
-        Self { dir: global.dir.clone(), ledger: global.ledger.clone() }
+    ///
+    /// # Errors
+    /// When the ledger is of a kind that is not known; its URL, which may hold a password, is not told.
+    pub(crate) fn new(global: &Global) -> Result<Self> {
+        let ledger = global.ledger.clone();
+        let scheme = ledger.as_deref().and_then(|text| Some(text.split_once("://")?.0));
+        if let Some(scheme) = scheme
+            && !LEDGER_SCHEMES.contains(&scheme)
+        {
+            let message = format!("a ledger at `{scheme}://…` is of no known kind");
+            return Err(Error::usage(message)
+                .help("it is a path, `sqlite:PATH`, or `postgres://USER:PASSWORD@HOST/DATABASE`"));
+        }
+        Ok(Self { dir: global.dir.clone(), ledger })
     }
 
     /// Whether there is a ledger, as far as this machine can tell.

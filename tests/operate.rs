@@ -110,6 +110,9 @@ fn a_mistyped_folder_stays_a_mistake() {
         assert!(said.contains("there is no run yet"), "{args:?}: {said}");
         assert!(!place.path().join("typo").exists(), "{args:?}");
     }
+    // Nor is a ledger of another kind taken for a path, and nobody is told its password.
+    let said = place.sbp(&["status", "--ledger", "mysql://me:secret@host/runs"]).expect(2).stderr;
+    assert!(said.contains("`mysql://…` is of no known kind") && !said.contains("secret"), "{said}");
     // A backup is not overwritten, and a part of one is no backup.
     place.sbp(&["ledger", "export", "backup.jsonl"]).expect(2);
     let backup = std::fs::read_to_string(place.path().join("backup.jsonl")).unwrap();

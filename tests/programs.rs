@@ -83,3 +83,50 @@ fn programs_die_with_their_run() {
     assert_eq!(summary["state"], "done");
     until("nothing is left behind", || !is_alive(&pid("child")));
 }
+
+/// Leaves a process in a session of its own, and uses memory that the run does not.
+const LEAVES: &str = "
+version: 1
+nodes:
+  leaves:
+    task: exec
+    params:
+      shell: true
+      outputs: {out: any}
+      command:
+        - |
+          setsid sleep 300 >/dev/null 2>&1 & echo $! >pid
+          head -c 60M /dev/zero | tail -c 60M | wc -c >$SBP_OUT_OUT/n
+";
+
+#[test]
+fn a_program_leaves_nothing_running_and_its_memory_is_its_own() {
+    let place = Place::new();
+    place.write("leaves.yaml", LEAVES);
+    place.sbp(&["run", "leaves.yaml"]).expect(0);
+    let pid = std::fs::read_to_string(place.path().join("pid")).unwrap();
+    until("what has a session of its own is killed too", || !is_alive(&pid));
+    let attempt = &place.sbp(&["show", "leaves", "--json"]).expect(0).json()["attempts"][0];
+    let (peak, said) = (&attempt["peak_memory_bytes"], &attempt["metrics"]["peak_memory_mib"]);
+    let peak_mib = peak.as_f64().unwrap() / f64::from(1 << 20);
+    assert!(
+        (peak_mib - said.as_f64().unwrap()).abs() < 0.1 && peak_mib > 50.0,
+        "{peak_mib} {said}"
+    );
+}
+
+#[test]
+fn the_most_urgent_starts_first_whatever_stands_first() {
+    let place = Place::new();
+    let node = |name: &str, priority: i32| {
+        format!(
+            "  {name}:\n    priority: {priority}\n    task: exec\n    params: {{shell: true, \
+             outputs: {{out: any}}, command: [\"echo {name} >>order; echo {name} >$SBP_OUT_OUT/n\"]}}\n"
+        )
+    };
+    let nodes = node("late", -1) + &node("middle", 0) + &node("early", 6);
+    place.write("order.yaml", &format!("version: 1\nnodes:\n{nodes}"));
+    place.sbp(&["run", "order.yaml", "-j", "1"]).expect(0);
+    let order = std::fs::read_to_string(place.path().join("order")).unwrap();
+    assert_eq!(order, "early\nmiddle\nlate\n");
+}

@@ -15,7 +15,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use crate::process::{Ended, GRACE, LastLines, Limits, Program, Stream};
+use crate::process::{Ended, GRACE, LastLines, Limits, Program, Stream, kill_leftovers};
 use crate::task::{
     Arity, Context, Determinism, Failure, Inputs, Outputs, OwnPort, ParamError, Port, Task,
 };
@@ -139,6 +139,9 @@ impl Task for Exec {
         let ended = program
             .wait(&limits, Program::terminate, |stream, line| heard.line(ctx, stream, line))
             .map_err(|error| Failure::io(format!("cannot wait for `{shown}`"), &error))?;
+        // What it left in a session of its own is in none of our groups.
+        kill_leftovers(ATTEMPT, &[attempt_dir(ctx)?]);
+        ctx.note_program(ended.peak_memory_bytes);
         ctx.check_cancelled()?;
         if !ended.is_success() {
             return Err(heard.failure(&shown, ended, ctx.memory_bytes()));
@@ -257,7 +260,7 @@ fn command(
     command.envs(&params.env);
     command.env("SBP_TASK", &task).env("SBP_THREADS", &threads);
     command.env("SBP_CHECKPOINT_DIR", &checkpoint).env("SBP_SCRATCH_DIR", &scratch);
-    command.env(ATTEMPT, scratch.parent().unwrap_or(&scratch));
+    command.env(ATTEMPT, attempt_dir(ctx)?);
     if let Some(bytes) = ctx.memory_bytes() {
         command.env("SBP_MEMORY_BYTES", bytes.to_string());
     }
@@ -276,6 +279,12 @@ fn command(
         };
     }
     Ok(command)
+}
+
+/// The folder of the attempt, by which its programs are known.
+fn attempt_dir(ctx: &Context) -> std::io::Result<PathBuf> {
+    let scratch = ctx.scratch()?;
+    Ok(scratch.parent().unwrap_or(scratch).to_owned())
 }
 
 fn variable(kind: &str, name: &str) -> String {

@@ -295,20 +295,33 @@ impl State {
         self.timed.iter().filter_map(|node| self.slots[*node].as_ref()?.wake_us()).min()
     }
 
-    /// Takes an event and says what to do.
-    pub(crate) fn step(&mut self, event: Event, now_us: i64) -> Vec<Command> {
+    /// Takes events of one moment and says what to do. Who gets what is free is decided once all of
+    /// them are known, so that it does not depend on which came first.
+    pub(crate) fn step(
+        &mut self,
+        events: impl IntoIterator<Item = Event>,
+        now_us: i64,
+    ) -> Vec<Command> {
         let mut commands = Vec::new();
+        for event in events {
+            self.take_in(event, now_us, &mut commands);
+        }
+        self.dispatch(now_us, &mut commands);
+        commands
+    }
+
+    fn take_in(&mut self, event: Event, now_us: i64, commands: &mut Vec<Command>) {
         match event {
-            Event::Start => self.start(&mut commands),
-            Event::Cached { node } => self.finish(node, NodeState::Cached, None, &mut commands),
+            Event::Start => self.start(commands),
+            Event::Cached { node } => self.finish(node, NodeState::Cached, None, commands),
             Event::Missing { node } => self.make_ready(node),
             Event::Foreign { node, can_help } => self.wait_for_other(node, can_help, now_us),
-            Event::Twin { node, of } => self.wait_for_twin(node, of, &mut commands),
-            Event::Claimed { node } => self.take(node, &mut commands),
+            Event::Twin { node, of } => self.wait_for_twin(node, of, commands),
+            Event::Claimed { node } => self.take(node, commands),
             Event::Lost { node } => {
                 self.leave(node, now_us);
                 if self.stopping || self.slot(node).is_unwanted {
-                    self.finish(node, NodeState::Cancelled, None, &mut commands);
+                    self.finish(node, NodeState::Cancelled, None, commands);
                 } else if !matches!(self.slot(node).phase, Phase::Finished(_)) {
                     self.set(node, Phase::Resolving);
                     commands.push(Command::Resolve { node });
@@ -323,29 +336,27 @@ impl State {
             }
             Event::Published { node } => {
                 self.leave(node, now_us);
-                self.finish(node, NodeState::Done, None, &mut commands);
+                self.finish(node, NodeState::Done, None, commands);
             }
             Event::Helped { node } => {
                 self.leave(node, now_us);
                 if self.stopping || self.slot(node).is_unwanted {
-                    self.finish(node, NodeState::Cancelled, None, &mut commands);
+                    self.finish(node, NodeState::Cancelled, None, commands);
                 } else if !matches!(self.slot(node).phase, Phase::Finished(_)) {
                     self.set(node, Phase::Foreign { poll_at_us: now_us + POLL_US.0 });
                 }
             }
             Event::Ended { node } => self.end(node, now_us),
-            Event::Failed { node, kind } => self.fail(node, kind, now_us, &mut commands),
+            Event::Failed { node, kind } => self.fail(node, kind, now_us, commands),
             Event::Progress { node } => {
                 if let Some(Phase::Running { moved_us, .. }) = self.phase_mut(node) {
                     *moved_us = now_us;
                 }
             }
-            Event::Tick => self.tick(now_us, &mut commands),
-            Event::Stop => self.stop(now_us, &mut commands),
-            Event::Cancel { node } => self.stop_node(node, Why::Operator, now_us, &mut commands),
+            Event::Tick => self.tick(now_us, commands),
+            Event::Stop => self.stop(now_us, commands),
+            Event::Cancel { node } => self.stop_node(node, Why::Operator, now_us, commands),
         }
-        self.dispatch(now_us, &mut commands);
-        commands
     }
 
     fn phase_mut(&mut self, node: usize) -> Option<&mut Phase> {

@@ -27,7 +27,7 @@ mod tests;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io;
+use std::io::{self, Read as _};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -181,15 +181,17 @@ fn read_text(path: &Path) -> Result<String, Box<Mistake>> {
         let message = format!("cannot read the pipeline `{}`: {error}", path.display());
         Box::new(Mistake::new("spec::unreadable", message))
     };
-    let n_bytes = fs::metadata(path).map_err(|error| cannot_read(&error))?.len();
-    if n_bytes > FILE_BYTES_MAX {
-        let message = format!(
-            "`{}` has {n_bytes} bytes; a pipeline file has at most {FILE_BYTES_MAX}",
-            path.display()
-        );
+    let file = fs::File::open(path).map_err(|error| cannot_read(&error))?;
+    let n_bytes = file.metadata().map_err(|error| cannot_read(&error))?.len();
+    let mut bytes = Vec::with_capacity(n_bytes.min(FILE_BYTES_MAX) as usize);
+    // A pipe or a device does not say how much it holds.
+    let read = file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes);
+    if read.map_err(|error| cannot_read(&error))? as u64 > FILE_BYTES_MAX {
+        let path = path.display();
+        let message =
+            format!("`{path}` has more than {FILE_BYTES_MAX} bytes, the most of a pipeline file");
         return Err(Box::new(Mistake::new("spec::too_large", message)));
     }
-    let bytes = fs::read(path).map_err(|error| cannot_read(&error))?;
     String::from_utf8(bytes).map_err(|error| {
         let n_valid = error.utf8_error().valid_up_to();
         let before = &error.as_bytes()[..n_valid];

@@ -94,10 +94,12 @@ impl ForkServer {
             Some(server) => server.send(&request, &passed, SendFlags::NOSIGNAL),
             None => Err(Errno::PIPE.into()),
         };
-        if sent.is_err() {
-            // Not there, or not any more.
-            let server = running.insert(Running::start(&self.launcher)?);
-            server.send(&request, &passed, SendFlags::NOSIGNAL)?;
+        match sent {
+            Err(error) if is_gone(&error) => {
+                let server = running.insert(Running::start(&self.launcher)?);
+                server.send(&request, &passed, SendFlags::NOSIGNAL)?;
+            }
+            done => done?,
         }
         Ok(Fork { server: self, id, conversation, printed, farewell })
     }
@@ -113,6 +115,11 @@ impl Fork<'_> {
             let _ = server.send(&Request::Kill { id: self.id }, &[], flags);
         }
     }
+}
+
+/// Whether nobody is at the other end; whatever else goes wrong is no reason to end the others.
+fn is_gone(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset)
 }
 
 /// A fork server's process; killed when dropped, and its copies with it.

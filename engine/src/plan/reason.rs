@@ -311,7 +311,7 @@ impl fmt::Display for Change {
                 place.as_ref().map_or(Ok(()), |place| write!(f, " ({place})"))
             }
             Self::Input { port, nodes } if nodes.is_empty() => {
-                write!(f, "input `{port}` is connected otherwise")
+                write!(f, "input `{port}` changed: it is connected otherwise, or has other bytes")
             }
             Self::Input { port, nodes } => {
                 write!(f, "input `{port}` changed: other bytes from {}", names(nodes))

@@ -47,7 +47,7 @@ pub(super) struct Done {
     pub(super) result: Result<Made, Failure>,
     /// Whether external files changed meanwhile, so that the key is no longer right.
     pub(super) external_changed: bool,
-    /// Of the attempt's own process; `None` when it ran in this one.
+    /// Of the attempt's own process or program; `None` when it ran in this one.
     pub(super) peak_memory_bytes: Option<i64>,
 }
 
@@ -121,7 +121,8 @@ impl Job {
         let result = catch_unwind(run).unwrap_or_else(|panic| {
             Err(Failure::permanent(format!("the task panicked: {}", panic_text(&*panic))))
         });
-        (Ran { result, peak_memory_bytes: None, replaced: Vec::new() }, context.has_places())
+        let peak_memory_bytes = context.programs_peak_bytes();
+        (Ran { result, peak_memory_bytes, replaced: Vec::new() }, context.has_places())
     }
 
     fn assignment(&self) -> Assignment {
@@ -215,10 +216,13 @@ pub(super) struct Kept {
     pub(super) progress: Option<Report>,
     /// Metrics and log lines with their times.
     pub(super) others: Vec<(i64, Report)>,
+    /// Bytes of those lines.
+    n_bytes: usize,
 }
 
-/// Beyond this many reports the task waits for the event loop.
+/// Beyond this many reports, or bytes in them, the task waits for the event loop.
 const KEPT_MAX: usize = 100_000;
+const KEPT_BYTES_MAX: usize = 8 << 20;
 
 impl Buffer {
     pub(super) fn new(clock: Clock) -> Self {
@@ -238,7 +242,10 @@ impl Sink for Buffer {
                 kept.progress = Some(report);
                 return;
             }
-            if kept.others.len() < KEPT_MAX {
+            if kept.others.len() < KEPT_MAX && kept.n_bytes < KEPT_BYTES_MAX {
+                if let Report::Log { text, .. } = &report {
+                    kept.n_bytes += text.len();
+                }
                 kept.others.push((self.clock.now_us(), report));
                 return;
             }

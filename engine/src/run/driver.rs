@@ -365,6 +365,9 @@ impl<'a> Driver<'a> {
     fn land(&mut self, landing: Landing<'a>) {
         let Landing { resolver, batch, reply, resolved, unreadable, desks, cancels, upstream } =
             landing;
+        // All of it is known before any of it has consequences: the most urgent node is not always
+        // the first.
+        self.is_pumping = true;
         self.resolver = Some(resolver);
         for (desk, states) in desks.into_iter().zip(reply.items) {
             // The attempt may have been given up meanwhile.
@@ -425,6 +428,7 @@ impl<'a> Driver<'a> {
         for (node, result) in resolved {
             self.take_result(node, result);
         }
+        self.pump();
     }
 
     /// Every node upstream of one that is being claimed, with its key.

@@ -179,7 +179,7 @@ fn simulate(seed: u64) {
             }
             _ => {}
         }
-        for command in state.step(event, now_us) {
+        for command in state.step([event], now_us) {
             match command {
                 Command::Start { node, cpu } => {
                     for source in pipeline.nodes[node].inputs.values().flatten() {
@@ -242,13 +242,12 @@ fn the_longest_way_goes_first() {
     let total = Amounts { cpu: 1, memory_bytes: 0, gpu: 0, pools: BTreeMap::new() };
     let policy = Policy { total, keep_going: true, seed: 0 };
     let mut state = State::new(&pipeline, &[true; 4], &[1, 5, 1, 1], policy);
-    state.step(Event::Start, 0);
-    for node in [0, 1, 2] {
-        let commands = state.step(Event::Missing { node }, 0);
-        // The first is taken because it is alone; the rest waits for it.
-        assert_eq!(commands.contains(&Command::Claim { node }), node == 0);
-    }
-    state.step(Event::Claimed { node: 0 }, 0);
-    let commands = state.step(Event::Published { node: 0 }, 1_000_000);
-    assert!(commands.contains(&Command::Claim { node: 1 }), "{commands:?}");
+    state.step([Event::Start], 0);
+    // What is ready at one moment is ordered, whichever was found so first.
+    let commands = state.step([0, 1, 2].map(|node| Event::Missing { node }), 0);
+    assert_eq!(commands, [Command::Claim { node: 1 }]);
+    state.step([Event::Claimed { node: 1 }], 0);
+    let commands = state.step([Event::Published { node: 1 }], 1_000_000);
+    // What follows counts as well.
+    assert!(commands.contains(&Command::Claim { node: 2 }), "{commands:?}");
 }

@@ -5,7 +5,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering};
 
 use serde::{Deserialize, Serialize};
 
@@ -225,6 +225,8 @@ pub struct Context {
     n_stages: AtomicU32,
     /// Whether the task may have written anything.
     has_places: AtomicBool,
+    /// Highest resident memory of programs that it started, in bytes.
+    programs_peak_bytes: AtomicI64,
 }
 
 impl Context {
@@ -235,12 +237,28 @@ impl Context {
     }
 
     pub(crate) fn with_items(parts: ContextParts, items: ItemParts) -> Self {
-        Self { parts, items, n_stages: AtomicU32::new(0), has_places: AtomicBool::new(false) }
+        Self {
+            parts,
+            items,
+            n_stages: AtomicU32::new(0),
+            has_places: AtomicBool::new(false),
+            programs_peak_bytes: AtomicI64::new(0),
+        }
     }
 
     /// Whether the task asked for any folder: of outputs, temporary files, items or checkpoints.
     pub(crate) fn has_places(&self) -> bool {
         self.has_places.load(Ordering::Relaxed)
+    }
+
+    /// Notes that a program of the task used up to so many bytes of memory.
+    pub(crate) fn note_program(&self, peak_bytes: i64) {
+        self.programs_peak_bytes.fetch_max(peak_bytes, Ordering::Relaxed);
+    }
+
+    /// Highest resident memory of the task's programs, in bytes; `None` when it ran none.
+    pub(crate) fn programs_peak_bytes(&self) -> Option<i64> {
+        Some(self.programs_peak_bytes.load(Ordering::Relaxed)).filter(|bytes| *bytes > 0)
     }
 
     fn places(&self) -> &ContextParts {

@@ -49,9 +49,15 @@ impl Driver<'_> {
         if self.is_pumping {
             return;
         }
+        self.pump();
+    }
+
+    /// Feeds the events that wait, and those that their commands cause.
+    pub(super) fn pump(&mut self) {
         self.is_pumping = true;
-        while let Some(event) = self.events.pop_front() {
-            for command in self.state.step(event, self.steady_us()) {
+        while !self.events.is_empty() {
+            let events = std::mem::take(&mut self.events);
+            for command in self.state.step(events, self.steady_us()) {
                 self.obey(command);
             }
         }
