@@ -160,6 +160,11 @@ impl<'a> Resolver<'a> {
         ask
     }
 
+    /// The files of an artifact that was looked at.
+    pub(crate) fn manifest(&self, digest: &Digest) -> Option<&Manifest> {
+        self.manifests.get(digest)
+    }
+
     /// The components of a node; `None` while an input is unknown.
     pub(crate) fn components(
         &self,

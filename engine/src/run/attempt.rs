@@ -16,7 +16,7 @@ use crate::external::Resolved;
 use crate::item::{self, ItemParts};
 use crate::key::NodeKey;
 use crate::ledger::ItemCall;
-use crate::store::{Published, Store, remove_tree};
+use crate::store::{Damage, Manifest, Published, Store, remove_tree};
 use crate::task::{
     AnyTask, Context, ContextParts, Failure, FailureKind, Inputs, Outputs, Report, Sink, panic_text,
 };
@@ -32,12 +32,29 @@ pub(super) struct Job {
     pub(super) params: Value,
     pub(super) context: ContextParts,
     pub(super) inputs: Inputs,
+    pub(super) given: Vec<Given>,
     pub(super) external: Option<Arc<Resolved>>,
     pub(super) work_dir: PathBuf,
     pub(super) store: Store,
     pub(super) clock: Clock,
     pub(super) done: UnboundedSender<Done>,
     pub(super) items: ItemParts,
+}
+
+/// An artifact that an attempt is given.
+pub(super) struct Given {
+    /// The node that made it.
+    pub(super) node: String,
+    pub(super) dir: PathBuf,
+    pub(super) manifest: Arc<Manifest>,
+}
+
+impl Given {
+    /// What is wrong with it now, as far as sizes and times tell; what they make suspicious is read.
+    fn damage(&self) -> Option<Damage> {
+        self.manifest.check_quick(&self.dir).err()?;
+        self.manifest.verify(&self.dir).err()
+    }
 }
 
 /// How an attempt ended.
@@ -85,6 +102,14 @@ impl Job {
             external_changed = true;
             let path = file.path.display();
             result = Err(Failure::transient(format!("`{path}` changed while the task ran")));
+        }
+        if is_over
+            && let Some((given, damage)) =
+                self.given.iter().find_map(|given| Some((given, given.damage()?)))
+        {
+            let message = format!("what `{}` gave it was damaged meanwhile: {damage}", given.node);
+            result = Err(Failure::permanent(message)
+                .help("run the same command again: what is damaged is found and made anew"));
         }
         let mut result = result.and_then(|outputs| {
             if helps {

@@ -18,6 +18,7 @@ use super::attempt::{Buffer, Crew, Done, Made, Post};
 use super::flight::{Ask, Cargo, Flight, Landing, fly};
 use super::heart::Heart;
 use super::report::{NodeState, Options, RunEvent, RunSummary, Stop};
+use crate::digest::Digest;
 use crate::executor::ForkServer;
 use crate::graph::Node;
 use crate::item::{self, ItemKey};
@@ -26,6 +27,7 @@ use crate::ledger::{Batch, Verdict as Ruled};
 use crate::open::{Engine, Error};
 use crate::plan::{NodeResult, Outputs, Resolver, Verdict};
 use crate::schedule::{Amounts, Event, Policy, State};
+use crate::store::Manifest;
 use crate::task::{CancelToken, Failure, FailureKind, Upstream};
 
 /// How often reports reach the observer.
@@ -70,6 +72,8 @@ pub(super) struct Driver<'a> {
     resolver: Option<Resolver<'a>>,
     results: Vec<Option<NodeResult>>,
     outputs: Vec<Option<Outputs>>,
+    /// The files of artifacts that nodes of this run may be given.
+    manifests: BTreeMap<Digest, Arc<Manifest>>,
     finished: Vec<Option<NodeState>>,
     failures: BTreeMap<usize, Failure>,
     /// The node of this run that stands for a key.
@@ -147,7 +151,7 @@ impl<'a> Driver<'a> {
         let forks = Arc::new(ForkServer::new(options.launcher.clone()));
         let policy = Policy { total, keep_going: options.keep_going, seed };
         let now = Instant::now();
-        Self {
+        let mut driver = Self {
             engine,
             options,
             nodes: &pipeline.nodes,
@@ -158,6 +162,7 @@ impl<'a> Driver<'a> {
             covered: covered.to_vec(),
             resolver: Some(resolver),
             outputs,
+            manifests: BTreeMap::new(),
             finished,
             failures: BTreeMap::new(),
             by_key: BTreeMap::new(),
@@ -191,6 +196,22 @@ impl<'a> Driver<'a> {
             gathers_since: None,
             last_heartbeat: now,
             last_listen: now,
+        };
+        for node in (0..open.len()).filter(|node| open[*node]) {
+            for source in pipeline.nodes[node].inputs.values().flatten() {
+                driver.keep_manifests(source.node);
+            }
+        }
+        driver
+    }
+
+    /// Keeps what is known of a cached node's files, for those who are given them.
+    fn keep_manifests(&mut self, node: usize) {
+        let (Some(resolver), Some(outputs)) = (&self.resolver, &self.outputs[node]) else { return };
+        for digest in outputs.values() {
+            if let (None, Some(found)) = (self.manifests.get(digest), resolver.manifest(digest)) {
+                self.manifests.insert(*digest, Arc::new(found.clone()));
+            }
         }
     }
 
@@ -476,6 +497,7 @@ impl<'a> Driver<'a> {
         match &mut result.verdict {
             Verdict::Cached(outputs) => {
                 self.outputs[node] = Some(outputs.clone());
+                self.keep_manifests(node);
                 self.results[node] = Some(result);
                 self.step(Event::Cached { node });
             }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::super::attempt::{Buffer, Desk, Done, Job, failure};
+use super::super::attempt::{Buffer, Desk, Done, Given, Job, failure};
 use super::super::heart::Heart;
 use super::super::key_row;
 use super::super::report::{NodeState, RunEvent};
@@ -22,6 +22,9 @@ impl Driver<'_> {
     pub(super) fn published(&mut self, node: usize) {
         let Some(made) = self.made.remove(&node) else { return };
         let attempt = self.attempts.remove(&node);
+        for made in made.outputs.values() {
+            self.manifests.entry(made.digest).or_insert_with(|| Arc::new(made.manifest.clone()));
+        }
         let outputs: Outputs =
             made.outputs.into_iter().map(|(port, made)| (port, made.digest)).collect();
         let duration_us =
@@ -193,6 +196,7 @@ impl Driver<'_> {
                 sink,
             },
             inputs: self.inputs(node),
+            given: self.given(node),
             external,
             work_dir,
             store: engine.store.clone(),
@@ -261,6 +265,20 @@ impl Driver<'_> {
             (port.clone(), sources.iter().map(|source| input(port, source)).collect())
         });
         Inputs::new(ports.collect())
+    }
+
+    /// The files that a node is given.
+    fn given(&self, node: usize) -> Vec<Given> {
+        let given = |source: &crate::graph::Source| {
+            let digest = self.outputs[source.node].as_ref()?.get(&source.port)?;
+            let manifest = Arc::clone(self.manifests.get(digest)?);
+            Some(Given {
+                node: self.name(source.node),
+                dir: self.engine.store.path(digest),
+                manifest,
+            })
+        };
+        self.node(node).inputs.values().flatten().filter_map(given).collect()
     }
 
     /// Takes in how an attempt ended.

@@ -252,3 +252,54 @@ async fn a_server_may_be_started_anew_in_the_middle_of_a_run() {
     let started = "SELECT count(*) FROM event WHERE kind = 'attempt_started'";
     assert_eq!(engine.ledger.ask(started).await, 60);
 }
+
+/// Writes other bytes into what it is given, as a disk or a careless person might meanwhile.
+struct Spoiling;
+
+impl Task for Spoiling {
+    const KIND: &'static str = "spoiling";
+    const REVISION: u32 = 1;
+    const SUMMARY: &'static str = "spoils its inputs, and passes them on";
+    const DETERMINISM: Determinism = Determinism::Bitwise;
+    const INPUTS: &'static [Port] = Scripted::INPUTS;
+    const OUTPUTS: &'static [Port] = Scripted::OUTPUTS;
+    const UNKEYED: &'static [&'static str] = Scripted::UNKEYED;
+    type Params = Script;
+
+    fn run(ctx: &mut Context, params: &Script, inputs: &Inputs) -> Result<Outputs, Failure> {
+        use std::os::unix::fs::PermissionsExt as _;
+        let file = inputs.many("in")[0].dir.join("text");
+        if !params.act.is_empty() {
+            let text = fs::read_to_string(&file)?;
+            fs::set_permissions(&file, fs::Permissions::from_mode(0o644))?;
+            fs::write(&file, text.to_uppercase())?;
+        }
+        fs::copy(&file, ctx.out("out")?.join("text"))?;
+        Ok(Outputs::default())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_made_of_damaged_inputs_is_never_kept() {
+    // Made by this run, or by the one before.
+    for is_there in [false, true] {
+        let mut bench = Bench::new();
+        bench.node("a", &[], json!({"text": "some text"}));
+        if is_there {
+            assert_eq!(bench.run().await.state, RunState::Done);
+        }
+        let registry = Registry::default().with::<Spoiling>();
+        let spoiling = Arc::clone(registry.get("spoiling").unwrap());
+        bench.node("b", &["a"], json!({"act": "now"})).task = spoiling;
+        let summary = bench.run().await;
+        assert_eq!(summary.state, RunState::Failed);
+        let failure = &summary.failures[0].failure;
+        let expected = "what `a` gave it was damaged meanwhile: `text` has other content";
+        assert!(failure.message.starts_with(expected), "{failure:?}");
+        assert!(failure.help.as_deref().is_some_and(|help| help.contains("made anew")));
+        bench.set("b", "act", json!(""));
+        let summary = bench.run().await;
+        assert_eq!((summary.state, summary.nodes.ran), (RunState::Done, 2), "{is_there}");
+        assert!(text_of(&summary, "b").contains("some text"));
+    }
+}
