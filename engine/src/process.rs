@@ -44,30 +44,6 @@ pub(crate) struct Ended {
 }
 
 impl Ended {
-    /// Waits for the end of a child of this process.
-    pub(crate) fn of(child: Pid) -> io::Result<Self> {
-        let mut status = 0;
-        // SAFETY: All zeroes is a value of this plain C structure.
-        let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
-        let pid = child.as_raw_nonzero().get();
-        loop {
-            // SAFETY: Both pointers are to live values of the types that `wait4` fills.
-            let done = unsafe { libc::wait4(pid, &raw mut status, 0, &raw mut usage) };
-            if done == pid {
-                break;
-            }
-            let error = io::Error::last_os_error();
-            if error.kind() != io::ErrorKind::Interrupted {
-                return Err(error);
-            }
-        }
-        Ok(Self {
-            code: libc::WIFEXITED(status).then(|| libc::WEXITSTATUS(status)),
-            signal: libc::WIFSIGNALED(status).then(|| libc::WTERMSIG(status)),
-            peak_memory_bytes: usage.ru_maxrss.saturating_mul(1024),
-        })
-    }
-
     pub(crate) fn is_success(self) -> bool {
         self.code == Some(0)
     }
@@ -152,6 +128,30 @@ impl LastLines {
     }
 }
 
+/// Waits for the end of a child of this process.
+pub(crate) fn wait_for(child: Pid) -> io::Result<Ended> {
+    let mut status = 0;
+    // SAFETY: All zeroes is a value of this plain C structure.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    let pid = child.as_raw_nonzero().get();
+    loop {
+        // SAFETY: Both pointers are to live values of the types that `wait4` fills.
+        let done = unsafe { libc::wait4(pid, &raw mut status, 0, &raw mut usage) };
+        if done == pid {
+            break;
+        }
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
+    Ok(Ended {
+        code: libc::WIFEXITED(status).then(|| libc::WEXITSTATUS(status)),
+        signal: libc::WIFSIGNALED(status).then(|| libc::WTERMSIG(status)),
+        peak_memory_bytes: usage.ru_maxrss.saturating_mul(1024),
+    })
+}
+
 /// Has this process killed when the thread that started it ends.
 pub(crate) fn die_with_parent() -> io::Result<()> {
     Ok(rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?)
@@ -231,7 +231,7 @@ impl Program {
 
     fn reap(&mut self) -> io::Result<Ended> {
         self.is_reaped = true;
-        Ended::of(self.group)
+        wait_for(self.group)
     }
 }
 

@@ -32,7 +32,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Launcher;
 use crate::exec::ATTEMPT;
-use crate::process::{Ended, OOM_SCORE, die_with_parent};
+use crate::process::{Ended, OOM_SCORE, die_with_parent, wait_for};
 
 /// No request is longer: it holds a name and a path.
 const REQUEST_MAX: usize = 32 << 10;
@@ -236,7 +236,9 @@ pub(super) fn serve() -> io::Result<Role> {
             }
         }
     }
-    copies.iter().for_each(|copy| kill_group(copy.process));
+    for copy in &copies {
+        kill_group(copy.process);
+    }
     Ok(Role::Server)
 }
 
@@ -310,7 +312,7 @@ fn fork() -> io::Result<Option<(Pid, OwnedFd)>> {
         Ok(end) => Ok(Some((process, end))),
         Err(error) => {
             kill_group(process);
-            let _ = Ended::of(process);
+            let _ = wait_for(process);
             Err(error.into())
         }
     }
@@ -356,7 +358,7 @@ fn mark(work_dir: &Path) -> io::Result<()> {
 fn say_farewell(mut copy: Served) {
     // Its number, and that of its group, is not used again before it is waited for.
     kill_group(copy.process);
-    let ended = Ended::of(copy.process).map_err(|error| error.to_string());
+    let ended = wait_for(copy.process).map_err(|error| error.to_string());
     say(&mut copy.farewell, &ended);
 }
 

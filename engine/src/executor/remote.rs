@@ -239,7 +239,7 @@ mod tests {
             let failure = concluded(said, code, signal).unwrap_err();
             (failure.kind, failure.message)
         };
-        assert_eq!(concluded(last, Some(0), None).unwrap().metrics["n"], 0.0);
+        assert_eq!(concluded(last, Some(0), None).unwrap().metrics["n"].to_bits(), 0);
         // It may be killed once it has said its last word.
         assert!(concluded(last, None, Some(libc::SIGKILL)).is_ok());
         let (kind, message) = failed(&format!("{{\"Log\n{last}"), Some(0), None);

@@ -1,7 +1,7 @@
 //! The side of the process: one attempt, told what to do and heard by the run that started it.
 
 use std::collections::BTreeMap;
-use std::io::{self, BufReader};
+use std::io::{self, BufReader, Write as _};
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Sender, channel};
@@ -37,9 +37,13 @@ pub fn serve(registry: &Registry) -> io::Result<()> {
         Role::Copy(stream) => {
             let attempted = attempt(registry, stream);
             if let Err(error) = &attempted {
-                eprintln!("{error}");
+                // Nobody may listen any more.
+                let _ = writeln!(io::stderr(), "{error}");
             }
-            std::process::exit(i32::from(attempted.is_err()));
+            let _ = io::stdout().flush();
+            // SAFETY: It ends this process, which owns nothing that must be given back: what the
+            // server has is the server's to clean up.
+            unsafe { libc::_exit(i32::from(attempted.is_err())) }
         }
     }
 }
